@@ -1,0 +1,1 @@
+"""What the operator and the trainer share: the resource, the stage contract, records and storage."""

@@ -1,0 +1,181 @@
+"""The contract between the engine and a worker: one request in, one result out.
+
+The engine writes the request to a file (a mounted ConfigMap on a cluster) named by `ENV_REQUEST`. The worker stores it
+in S3, does the stage, writes `result.json` to S3 last, and repeats it as its termination message in the file named by
+`ENV_TERMINATION`, so that the engine needs no S3 credentials. A worker that is started again finds `result.json`,
+repeats it and exits. Exit codes are in `tandem_api.errors`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tandem_api.canonical import canonical_json
+from tandem_api.layout import RunLayout, StageLayout
+from tandem_api.v1alpha1.optimizers import PromptOptimizer, WeightOptimizer
+from tandem_api.v1alpha1.spec import Spec
+from tandem_api.v1alpha1.status import Artifact, StageName, Status, StepKindName, Usage
+
+ENV_REQUEST = "TANDEM_REQUEST_FILE"
+ENV_TERMINATION = "TANDEM_TERMINATION_FILE"
+ENV_PROGRESS = "TANDEM_PROGRESS_FILE"
+#: Folder for models (downloaded, converted, merged); shared by workers and servers of one machine where it can be.
+ENV_CACHE = "TANDEM_CACHE"
+#: The termination message's size limit, set by Kubernetes.
+MAX_RESULT_BYTES = 4096
+#: The name under which the base model is served.
+BASE_MODEL = "base"
+
+Outcome = Literal["done", "skipped", "stopped"]
+
+
+class Message(BaseModel):
+    """Base of what crosses the seam."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Endpoint(Message):
+    """The model server that a stage uses."""
+
+    url: str
+    """Base URL, without /v1."""
+    model: str
+    """The served name that every call must use: the base model's or the adapter's."""
+    adapter: Artifact | None = None
+    """The adapter behind that name; None for the base model."""
+
+
+class StorageRef(Message):
+    """The bucket and prefix of all runs; credentials come from the standard AWS environment variables."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+    region: str | None = None
+
+
+class Prompts(Message):
+    """A prompt set that an `evaluate` stage scores."""
+
+    label: Literal["vanilla", "current"]
+    artifact: Artifact | None = None
+    """None: the program's original prompts."""
+
+
+class StageRequest(Message):
+    """All that a worker needs to know."""
+
+    version: Literal[1] = 1
+    namespace: str
+    name: str
+    uid: str
+    index: int
+    """Step index."""
+    kind: StepKindName
+    stage: StageName
+    attempt: int
+    spec: Spec
+    storage: StorageRef
+    endpoint: Endpoint | None = None
+    """None for stages that call no model (check, train)."""
+    prompts: tuple[Prompts, ...] = ()
+    """evaluate: the prompt sets to score; optimize: where the search starts; traces, train: the current prompts."""
+    prompt_optimizer: PromptOptimizer | None = None
+    weight_optimizer: WeightOptimizer | None = None
+    traces: Artifact | None = None
+    """train: the rows."""
+    start_adapter: Artifact | None = None
+    """train: the adapter to continue; None starts from the base weights."""
+    merge: bool = False
+    """train: put the merged model into the model cache, too."""
+    split: Literal["validation", "test"] = "validation"
+    """evaluate: which examples."""
+    tokens_left: int | None = None
+    """The rest of the token budget; a stage that reaches it stops with what it has."""
+    data_digests: dict[str, str] = Field(default_factory=dict)
+    """sha256 of each split's content as `check` saw it; a stage that sees another refuses."""
+    status: Status | None = None
+    """final: the status so far, for the report."""
+
+    @property
+    def layout(self) -> RunLayout:
+        """Where the run's objects lie."""
+        return RunLayout(self.storage.prefix, self.namespace, self.name, self.uid)
+
+    @property
+    def stage_layout(self) -> StageLayout:
+        """Where this stage's objects lie."""
+        return self.layout.stage(self.index, self.kind, self.stage)
+
+
+class CandidateScore(Message):
+    """A prompt set's score under the served model."""
+
+    prompts: Artifact | None = None
+    """None: the original prompts."""
+    score: Annotated[float, Field(ge=0, le=1)]
+    low: float
+    high: float
+    n: int
+    errors: int = 0
+
+
+class StageResult(Message):
+    """What a stage came to. At most `MAX_RESULT_BYTES` as JSON; the bulk lies in S3."""
+
+    version: Literal[1] = 1
+    outcome: Outcome = "done"
+    """skipped: nothing to do, for `reason`; stopped: the budget ended it, and what it has is valid."""
+    reason: str | None = None
+    message: str | None = None
+    scores: tuple[CandidateScore, ...] = ()
+    prompt_set: Artifact | None = None
+    traces: Artifact | None = None
+    adapter: Artifact | None = None
+    bundle: Artifact | None = None
+    usage: Usage = Usage()
+    """Of all attempts of the stage."""
+    facts: dict[str, int | str] = Field(default_factory=dict)
+
+    def to_message(self) -> str:
+        """The termination message. Raises ValueError if it is larger than `MAX_RESULT_BYTES`."""
+        text = canonical_json(self.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+        if len(text.encode()) > MAX_RESULT_BYTES:
+            raise ValueError(f"a stage result of {len(text.encode())} bytes; at most {MAX_RESULT_BYTES} are allowed")
+        return text
+
+
+class StageFailure(Message):
+    """The termination message of a worker that failed: why, for the status."""
+
+    version: Literal[1] = 1
+    error: str
+    """A CamelCase reason."""
+    message: str
+    usage: Usage = Usage()
+
+
+class Progress(Message):
+    """What a worker is doing now; written often, never relied on."""
+
+    done: int = 0
+    total: int = 0
+    eta_seconds: float | None = None
+    message: str = ""
+    score: float | None = None
+    loss: float | None = None
+    usage: Usage = Usage()
+
+
+def parse_termination(text: str) -> StageResult | StageFailure | None:
+    """The worker's last word, or None when there is none that we understand (a crash before it was written)."""
+    for model in (StageResult, StageFailure):
+        try:
+            parsed: Any = model.model_validate_json(text)
+        except ValueError:
+            continue
+        return parsed  # type: ignore[no-any-return]
+    return None

@@ -1,0 +1,85 @@
+"""What workers write down: prompt sets, traces and scored examples. Plain frozen values, stored as JSON lines."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tandem_api.canonical import digest
+from tandem_api.v1alpha1.status import Usage
+
+
+class Record(BaseModel):
+    """Base of stored records: snake_case as stored, unknown fields refused, frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PredictorPrompt(Record):
+    """The prompt state of one predictor."""
+
+    instruction: str
+    demos: tuple[dict[str, Any], ...] = ()
+    """Field values by field name; a value is whatever JSON holds."""
+
+
+class PromptSet(Record):
+    """The prompt state of all predictors of a program, by predictor name."""
+
+    predictors: dict[str, PredictorPrompt]
+
+    @property
+    def sha256(self) -> str:
+        """The content's digest: equal prompt sets have equal digests."""
+        return digest(self.model_dump(mode="json"))
+
+
+class PredictorCall(Record):
+    """One call of one predictor inside a run of the program."""
+
+    predictor: str
+    inputs: dict[str, Any]
+    """What the predictor was given (values that JSON cannot hold are kept as text)."""
+    messages: tuple[dict[str, Any], ...]
+    """The rendered prompt: chat messages; the plain adapter's single prompt is one user message."""
+    completion: str
+    """The raw completion."""
+    outputs: dict[str, Any] | None = None
+    """The parsed outputs; None when the completion could not be parsed."""
+
+
+ExampleStatus = Literal["ok", "unparsable", "call_failed", "program_failed", "metric_failed"]
+
+
+class ScoredExample(Record):
+    """One run of a candidate on one example: a line of a stage's ledger."""
+
+    key: str
+    """Names all that the result depends on: candidate, model, adapter, example, sample, sampling, seed."""
+    candidate: str
+    example: str
+    """The example's id."""
+    sample: int = 0
+    status: ExampleStatus = "ok"
+    score: float = 0.0
+    """In [0, 1]; 0 where the status is not ok, and then counted as an error, too."""
+    error: str | None = None
+    prediction: dict[str, Any] | None = None
+    """The program's answer, for people."""
+    seconds: float = 0.0
+    usage: Usage = Usage()
+    calls: tuple[PredictorCall, ...] = ()
+    """The trace; kept only where a stage needs it."""
+
+
+class TraceRow(Record):
+    """One kept trace, a line of `traces/*.jsonl.zst`."""
+
+    example: str
+    sample: int
+    score: float
+    calls: tuple[PredictorCall, ...]
+    vanilla: tuple[tuple[dict[str, Any], ...], ...] = Field(
+        default=(), description="For each call the messages that the program's original prompt would have rendered."
+    )

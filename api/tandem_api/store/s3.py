@@ -1,0 +1,204 @@
+"""The object store over S3, through boto3. Retries of passing faults are boto3's (standard mode)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlparse
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+from tandem_api.canonical import canonical_json, sha256_hex
+from tandem_api.errors import DataError, StorageRefusedError, StorageUnavailableError, TandemError
+from tandem_api.v1alpha1.status import Artifact
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+#: Lists a folder's files and digests; written last, so a folder without it is not there.
+MANIFEST = "sha256sums.json"
+
+_MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+_REFUSED = {
+    "AccessDenied": "the key has no right to this",
+    "403": "the key has no right to this",
+    "InvalidAccessKeyId": "the access key is unknown to the server",
+    "SignatureDoesNotMatch": "the secret key is wrong",
+    "NoSuchBucket": "there is no such bucket",
+    "QuotaExceeded": "the bucket is full",
+    "XMinioStorageFull": "the server's disk is full",
+    "InsufficientStorage": "the server's disk is full",
+}
+T = TypeVar("T")
+
+
+class S3Store:
+    """An `ObjectStore` in one bucket."""
+
+    def __init__(self, bucket: str, endpoint: str | None = None, region: str | None = None) -> None:
+        self._bucket = bucket
+        self._where = endpoint or "AWS"
+        # Checksums only where S3 demands them: other servers reject the trailers that boto3 adds by default.
+        config = Config(
+            retries={"mode": "standard", "total_max_attempts": 5},
+            connect_timeout=5,
+            read_timeout=60,
+            max_pool_connections=16,
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path"} if endpoint else {},
+        )
+        self._client: S3Client = boto3.client(
+            "s3", endpoint_url=endpoint, region_name=region or os.environ.get("AWS_REGION", "us-east-1"), config=config
+        )
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self._bucket}/{key}"
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket if it is not there (the embedded server starts empty)."""
+
+        def create() -> None:
+            try:
+                self._client.head_bucket(Bucket=self._bucket)
+            except ClientError as error:
+                if _code(error) not in _MISSING | {"NoSuchBucket"}:
+                    raise
+                self._client.create_bucket(Bucket=self._bucket)
+
+        self._call("create the bucket", self._bucket, create)
+
+    def get(self, key: str) -> bytes | None:
+        def read() -> bytes | None:
+            try:
+                return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    return None
+                raise
+
+        return self._call("read", key, read)
+
+    def put(self, key: str, data: bytes) -> Artifact:
+        self._call("write", key, lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=data))
+        return Artifact(uri=self.uri(key), sha256=sha256_hex(data))
+
+    def put_file(self, key: str, path: Path) -> Artifact:
+        sha256 = file_sha256(path)
+        self._call("write", key, lambda: self._client.upload_file(str(path), self._bucket, key))
+        return Artifact(uri=self.uri(key), sha256=sha256)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        def read() -> list[str]:
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+            return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+        yield from sorted(self._call("list", prefix, read))
+
+    def delete(self, prefix: str) -> None:
+        for key in self.list(prefix):
+            self._call("delete", key, partial(self._client.delete_object, Bucket=self._bucket, Key=key))
+
+    def fetch(self, artifact: Artifact) -> bytes:
+        data = self.get(self._key(artifact.uri))
+        if data is None:
+            raise DataError(f"{artifact.uri} is missing")
+        if sha256_hex(data) != artifact.sha256:
+            raise DataError(f"{artifact.uri} has sha256 {sha256_hex(data)}, but {artifact.sha256} was written")
+        return data
+
+    def put_folder(self, prefix: str, folder: Path) -> Artifact:
+        sums: dict[str, str] = {}
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name = path.relative_to(folder).as_posix()
+            sums[name] = self.put_file(f"{prefix}{name}", path).sha256
+        manifest = canonical_json(sums).encode()
+        self.put(f"{prefix}{MANIFEST}", manifest)
+        return Artifact(uri=self.uri(prefix), sha256=sha256_hex(manifest), count=len(sums))
+
+    def fetch_folder(self, artifact: Artifact, target: Path) -> None:
+        prefix = self._key(artifact.uri)
+        manifest = self.get(f"{prefix}{MANIFEST}")
+        if manifest is None or sha256_hex(manifest) != artifact.sha256:
+            state = "missing" if manifest is None else "not the one that was written"
+            raise DataError(f"{artifact.uri}{MANIFEST} is {state}; expected sha256 {artifact.sha256}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            for name, sha256 in json.loads(manifest).items():
+                path = staging / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._download(f"{prefix}{name}", path)
+                if file_sha256(path) != sha256:
+                    raise DataError(f"{artifact.uri}{name} is damaged: its sha256 is not {sha256}")
+            if target.exists():
+                shutil.rmtree(target)
+            staging.replace(target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _download(self, key: str, path: Path) -> None:
+        def read() -> None:
+            try:
+                self._client.download_file(self._bucket, key, str(path))
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    raise DataError(f"{self.uri(key)} is missing") from error
+                raise
+
+        self._call("read", key, read)
+
+    def _key(self, uri: str) -> str:
+        parsed = urlparse(uri)
+        if parsed.scheme != "s3" or parsed.netloc != self._bucket:
+            raise DataError(f"{uri} is not in the bucket {self._bucket}")
+        return parsed.path.lstrip("/")
+
+    def _call(self, verb: str, key: str, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except TandemError:
+            raise
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise StorageRefusedError(
+                f"cannot {verb} s3://{self._bucket}/{key}: no credentials; "
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from error
+        except ClientError as error:
+            raise self._error(verb, key, error) from error
+        except (BotoCoreError, boto3.exceptions.Boto3Error, OSError) as error:
+            cause = error.__cause__ or error.__context__
+            if isinstance(cause, ClientError):
+                raise self._error(verb, key, cause) from error
+            raise StorageUnavailableError(
+                f"cannot {verb} s3://{self._bucket}/{key} at {self._where}: {str(error)[:256]}"
+            ) from error
+
+    def _error(self, verb: str, key: str, error: ClientError) -> TandemError:
+        code = _code(error)
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        text = f"cannot {verb} s3://{self._bucket}/{key} at {self._where}: {code}"
+        if code in _REFUSED:
+            return StorageRefusedError(f"{text}: {_REFUSED[code]}")
+        if 400 <= status < 500 and status not in (408, 409, 429):
+            return StorageRefusedError(f"{text}: {str(error)[:256]}")
+        return StorageUnavailableError(f"{text}: {str(error)[:256]}")
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 (hex) of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))

@@ -1,0 +1,71 @@
+"""The common base of the resource's models and its scalar types.
+
+Outside (YAML, JSON, the CRD) names are camelCase, inside they are snake_case. Models are frozen down to the leaves
+and refuse unknown fields. Kubernetes objects carry no floating-point numbers, so decimals travel as strings.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+
+class Model(BaseModel):
+    """Base of every object in the resource: frozen, camelCase outside, no unknown fields."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """The object as plain JSON values, camelCase, without unset (null) fields."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _refuse_number(value: Any) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise ValueError(f'found the number {value}; decimals travel as strings: write "{value}" in quotes')
+    return value
+
+
+#: A decimal number >= 0 as a string: "0.5", "5e-4".
+PositiveDecimal = Annotated[
+    str, BeforeValidator(_refuse_number), Field(pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$", max_length=24)
+]
+#: A decimal number in [0, 1] as a string: "0.25".
+Fraction = Annotated[str, BeforeValidator(_refuse_number), Field(pattern=r"^(0(\.[0-9]+)?|1(\.0+)?)$", max_length=24)]
+#: A sha256 as 64 lower-case hex digits.
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
+#: Where something lies: a scheme and a path.
+Uri = Annotated[str, Field(pattern=r"^[a-z0-9+.-]+:.+$", max_length=1024)]
+#: A Python object: "package.module:name".
+Entrypoint = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*$", max_length=256),
+]
+#: A free-form object that Tandem passes on.
+FreeForm = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+
+
+def decimal(value: float, places: int = 4) -> str:
+    """`value` as the fixed-point string that status fields hold, for example ``0.8750``."""
+    return str(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-places)))
+
+
+def rule(expression: str, message: str) -> dict[str, str]:
+    """One CEL rule for the CRD (`x-kubernetes-validations`)."""
+    return {"rule": expression, "message": message}
+
+
+def cel(*rules: dict[str, str]) -> ConfigDict:
+    """A model configuration that carries CEL rules into the CRD."""
+    return ConfigDict(json_schema_extra={"x-kubernetes-validations": [dict(r) for r in rules]})

@@ -1,0 +1,137 @@
+"""The whole resource, and how a manifest is read with all its errors at once."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from tandem_api.errors import ConfigurationError
+from tandem_api.v1alpha1.base import Model
+from tandem_api.v1alpha1.spec import Spec
+from tandem_api.v1alpha1.status import Status
+
+GROUP = "tandem.dev"
+VERSION = "v1alpha1"
+API_VERSION: Literal["tandem.dev/v1alpha1"] = "tandem.dev/v1alpha1"
+KIND: Literal["OptimizationRun"] = "OptimizationRun"
+
+
+class Metadata(Model):
+    """The part of Kubernetes' object metadata that we read; the rest is kept as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(min_length=1, max_length=52, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    """At most 52 characters, so that the names of Jobs made from it stay within 63."""
+    namespace: str = Field("default", max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    uid: str = Field("", max_length=64)
+    generation: int = 1
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class OptimizationRun(Model):
+    """One optimization of one program."""
+
+    api_version: Literal["tandem.dev/v1alpha1"] = API_VERSION
+    kind: Literal["OptimizationRun"] = KIND
+    metadata: Metadata
+    spec: Spec
+    status: Status = Status()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a manifest."""
+
+    path: str
+    """For example `spec.promptOptimizer.candidates`."""
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class ManifestError(ConfigurationError):
+    """A manifest that cannot be accepted, with everything that is wrong in it."""
+
+    code = "InvalidManifest"
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+def parse_run(document: Any) -> OptimizationRun:
+    """Read a manifest (already parsed from YAML). Raises ManifestError with every problem and its field path."""
+    if not isinstance(document, dict):
+        found = "nothing" if document is None else f"a {type(document).__name__}"
+        raise ManifestError([Problem("(manifest)", f"found {found}; an OptimizationRun is a mapping")])
+    missing = [
+        Problem(name, f"found {document.get(name)!r}; allowed: {wanted!r}")
+        for name, wanted in (("apiVersion", API_VERSION), ("kind", KIND))
+        if document.get(name) != wanted
+    ]
+    try:
+        run = OptimizationRun.model_validate(document)
+    except ValidationError as error:
+        shown = {problem.path for problem in missing}
+        problems = missing + [p for p in map(_problem, error.errors()) if p.path not in shown]
+        raise ManifestError(problems) from error
+    if missing:
+        raise ManifestError(missing)
+    return run
+
+
+def _problem(error: Any) -> Problem:
+    location = [part for part in error["loc"] if not _is_union_branch(part)]
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = _unknown_field(location)
+    elif error["type"] == "missing":
+        message = "required, but not given"
+    elif error["type"] != "value_error":
+        found = error.get("input")
+        shown = repr(found) if not isinstance(found, (dict, list)) else f"a {type(found).__name__}"
+        message = f"found {shown[:120]}; {message[0].lower()}{message[1:]}"
+    return Problem(path or "(manifest)", message)
+
+
+def _is_union_branch(part: int | str) -> bool:
+    """pydantic adds the tried type to the path of a union's errors ("tuple[Step, ...]", "str")."""
+    return isinstance(part, str) and (part in ("text", "list", "str", "literal['all-linear']") or "[" in part)
+
+
+def _unknown_field(location: list[int | str]) -> str:
+    model: Any = OptimizationRun
+    for part in location[:-1]:
+        model = _field_model(model, part)
+        if model is None:
+            return "unknown field"
+    allowed = sorted(f.alias or name for name, f in model.model_fields.items())
+    close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"unknown field; {hint}allowed: {', '.join(allowed)}"
+
+
+def _field_model(model: Any, part: int | str) -> Any:
+    if isinstance(part, int):
+        return model
+    for name, field in model.model_fields.items():
+        if part in (name, field.alias):
+            return _model_in(field.annotation)
+    return None
+
+
+def _model_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None
