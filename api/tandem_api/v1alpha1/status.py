@@ -100,6 +100,10 @@ class StageStatus(Model):
     """Attempts that failed and count against `spec.attempts`."""
     reason: str | None = Field(None, max_length=128)
     message: str | None = Field(None, max_length=MAX_MESSAGE)
+    requested: datetime | None = None
+    """When the stage's turn came."""
+    ready: datetime | None = None
+    """When all that it needs was there, the model server above all."""
     started: datetime | None = None
     """When the first attempt was started."""
     attempt_started: datetime | None = None

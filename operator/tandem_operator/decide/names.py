@@ -1,0 +1,23 @@
+"""Deterministic names: the same run, step, stage and attempt always have the same name."""
+
+from __future__ import annotations
+
+from tandem_api.contract import BASE_MODEL
+from tandem_api.v1alpha1.status import Artifact, StageName, StepKindName
+
+
+def task_name(run: str, index: int, kind: StepKindName, stage: StageName, attempt: int) -> str:
+    """The name of one attempt, fit for a Kubernetes Job: run, step, stage and attempt."""
+    short = {"baseline": "b", "p": "p", "w": "w", "final": "f"}[kind]
+    return f"{run}-{index}{short}-{stage}-{attempt}"
+
+
+def served_name(run: str, adapter: Artifact | None) -> str:
+    """The name that calls use: content-addressed, so that no two adapters ever share one (vllm.md, rule V-1)."""
+    return BASE_MODEL if adapter is None else f"{run}-{adapter.sha256[:16]}"
+
+
+def candidate_id(prompt_set: Artifact | None, adapter: Artifact | None) -> str:
+    """`vanilla@base`, or the first digits of both digests."""
+    prompts = "vanilla" if prompt_set is None else prompt_set.sha256[:12]
+    return f"{prompts}@{'base' if adapter is None else adapter.sha256[:12]}"

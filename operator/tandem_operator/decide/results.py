@@ -1,0 +1,190 @@
+"""What an ended task means: its result enters the status, or its failure is retried, or the step fails."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from tandem_api.contract import CandidateScore, StageFailure, StageResult, parse_termination
+from tandem_api.errors import EXIT_CONFIGURATION, EXIT_PERMANENT, EXIT_PREEMPTED, PERMANENT_EXIT_CODES
+from tandem_api.v1alpha1 import Spec, Status
+from tandem_api.v1alpha1.base import decimal
+from tandem_api.v1alpha1.status import MAX_MESSAGE, Artifact, Candidate, StageStatus, StepStatus, TestScore, Usage
+from tandem_operator.actions import EmitEvent
+from tandem_operator.decide.names import candidate_id
+from tandem_operator.decide.plan import (
+    all_candidates,
+    best_candidate,
+    changed,
+    current_stage,
+    total_usage,
+    with_stage,
+    with_step,
+)
+from tandem_operator.decide.requests import program_for
+from tandem_operator.snapshot import Observed, TaskObservation
+
+#: Wait before the next attempt, after 1, 2, 3... counted failures.
+BACKOFF_SECONDS = (2, 10, 30, 60)
+
+
+def record_end(
+    spec: Spec, status: Status, observed: Observed, step: StepStatus, stage: StageStatus, task: TaskObservation
+) -> tuple[Status, list[EmitEvent]]:
+    """The status after `task`, the current attempt of `stage`, has ended."""
+    spoken = parse_termination(task.termination) if task.termination else None
+    if task.state == "succeeded" and isinstance(spoken, StageResult):
+        return _record_result(spec, status, observed, step, stage, spoken)
+    return _record_failure(spec, status, observed, step, stage, task, spoken)
+
+
+def fail_stage(
+    status: Status, observed: Observed, step: StepStatus, stage: StageStatus, reason: str, message: str
+) -> Status:
+    """The stage, and with it its step, has failed for good."""
+    text = message[:MAX_MESSAGE]
+    stage = changed(stage, state="Failed", reason=reason, message=text, finished=observed.now)
+    step = changed(with_stage(step, stage), state="Failed", reason=reason, message=text, finished=observed.now)
+    return _stored(status, step)
+
+
+def _record_result(
+    spec: Spec, status: Status, observed: Observed, step: StepStatus, stage: StageStatus, result: StageResult
+) -> tuple[Status, list[EmitEvent]]:
+    stage = changed(
+        stage,
+        state={"done": "Succeeded", "skipped": "Skipped", "stopped": "Stopped"}[result.outcome],
+        reason=result.reason,
+        message=result.message[:MAX_MESSAGE] if result.message else None,
+        finished=observed.now,
+        usage=_with_gpu(spec, observed, stage, result.usage),
+        facts=result.facts,
+    )
+    program = program_for(status, step)
+    step = with_stage(step, stage)
+    if step.kind == "final":
+        status = changed(status, test=_test_score(result), result=result.bundle)
+    elif result.scores:
+        # A stopped search may hold a candidate already: what it has scored in full is valid.
+        candidates = tuple(_candidate(step, score, program.adapter) for score in result.scores)
+        winner = best_candidate(candidates)
+        step = changed(
+            step,
+            candidates=candidates,
+            score=winner.score if winner else None,
+            errors=sum(candidate.errors for candidate in candidates),
+        )
+    step = changed(
+        step,
+        prompt_set=result.prompt_set or step.prompt_set,
+        traces=result.traces or step.traces,
+        adapter=result.adapter or step.adapter,
+    )
+    if result.outcome != "done":
+        # The rest of the step has nothing to work on.
+        step = changed(step, state=stage.state, reason=result.reason, message=stage.message, finished=observed.now)
+    elif current_stage(step) is None:
+        step = changed(step, state="Succeeded", finished=observed.now)
+    return _stored(status, step), _step_events(step)
+
+
+def _stored(status: Status, step: StepStatus) -> Status:
+    steps = with_step(status.steps, step)
+    baseline = next(iter(steps[0].candidates), None)
+    best = best_candidate(all_candidates(steps))
+    return changed(status, steps=steps, usage=total_usage(steps), baseline=baseline, best=best)
+
+
+def _step_events(step: StepStatus) -> list[EmitEvent]:
+    if step.state not in ("Succeeded", "Skipped", "Stopped"):
+        return []
+    score = f", score {step.score}" if step.score is not None else ""
+    why = f": {step.message or step.reason}" if step.reason else ""
+    return [EmitEvent("Normal", f"Step{step.state}", f"step {step.index} ({step.kind}) {step.state}{score}{why}")]
+
+
+def _record_failure(
+    spec: Spec,
+    status: Status,
+    observed: Observed,
+    step: StepStatus,
+    stage: StageStatus,
+    task: TaskObservation,
+    spoken: StageResult | StageFailure | None,
+) -> tuple[Status, list[EmitEvent]]:
+    reason, message = _cause(task, spoken)
+    usage = spoken.usage if isinstance(spoken, StageFailure) and spoken.usage.calls else stage.usage
+    stage = changed(stage, usage=_with_gpu(spec, observed, stage, usage))
+    where = f"step {step.index} ({step.kind}), stage {stage.name}, attempt {stage.attempt}"
+    if task.exit_code == EXIT_PREEMPTED:
+        stage = changed(
+            stage, state="Pending", reason="Preempted", message=message[:MAX_MESSAGE], finished=observed.now
+        )
+        event = EmitEvent("Normal", "Preempted", f"{where}: stopped after a checkpoint; it will be continued")
+        return _stored(status, with_stage(step, stage)), [event]
+    stage = changed(stage, failures=stage.failures + 1)
+    permanent = task.exit_code in PERMANENT_EXIT_CODES
+    if permanent or stage.failures >= spec.attempts:
+        tried = "" if permanent else f" (attempt {stage.attempt}, {stage.failures} failed)"
+        return fail_stage(status, observed, step, stage, reason, f"{message}{tried}"), []
+    # Pending with a finish time: the next attempt waits for its backoff.
+    stage = changed(stage, state="Pending", reason=reason, message=message[:MAX_MESSAGE], finished=observed.now)
+    event = EmitEvent("Warning", "AttemptFailed", f"{where} failed and will be retried: {reason}: {message}"[:1024])
+    return _stored(status, with_stage(step, stage)), [event]
+
+
+def _cause(task: TaskObservation, spoken: StageResult | StageFailure | None) -> tuple[str, str]:
+    if isinstance(spoken, StageFailure):
+        return spoken.error, spoken.message
+    if task.state == "succeeded":
+        return "ResultLost", "the worker ended well but its result message was lost; the next attempt repeats it"
+    names = {EXIT_CONFIGURATION: "BadConfiguration", EXIT_PERMANENT: "PermanentFailure", EXIT_PREEMPTED: "Preempted"}
+    reason = task.reason or names.get(task.exit_code or 0, "WorkerDied")
+    ended = f"the worker ended with exit code {task.exit_code}" if task.exit_code is not None else "the worker is gone"
+    tail = f"; the end of its log:\n{task.log_tail}" if task.log_tail else ""
+    return reason, f"{ended}{f' ({task.reason})' if task.reason else ''}{tail}"
+
+
+def backoff_over(observed: Observed, stage: StageStatus) -> bool:
+    """Whether the next attempt may start."""
+    if stage.failures == 0 or stage.finished is None:
+        return True
+    wait = BACKOFF_SECONDS[min(stage.failures, len(BACKOFF_SECONDS)) - 1]
+    return observed.now >= stage.finished + timedelta(seconds=wait)
+
+
+def _candidate(step: StepStatus, score: CandidateScore, adapter: Artifact | None) -> Candidate:
+    return Candidate(
+        id=candidate_id(score.prompts, adapter),
+        step=step.index,
+        prompt_set=score.prompts,
+        adapter=adapter,
+        score=decimal(score.score),
+        low=decimal(score.low),
+        high=decimal(score.high),
+        n=score.n,
+        errors=score.errors,
+    )
+
+
+def _test_score(result: StageResult) -> TestScore | None:
+    if not result.scores:
+        return None
+    best, *others = result.scores
+    baseline = next((s.score for s in others if s.prompts is None), None)
+    return TestScore(
+        score=decimal(best.score),
+        low=decimal(best.low),
+        high=decimal(best.high),
+        n=best.n,
+        errors=best.errors,
+        baseline=decimal(baseline) if baseline is not None else None,
+    )
+
+
+def _with_gpu(spec: Spec, observed: Observed, stage: StageStatus, usage: Usage) -> Usage:
+    """GPU time is what the platform held for the stage: its servers', or its training nodes', while it ran."""
+    if not observed.has_gpu or stage.attempt_started is None or stage.name == "check":
+        return usage
+    held = spec.training.nodes if stage.name == "train" else spec.serving.replicas
+    seconds = int((observed.now - stage.attempt_started).total_seconds()) * held
+    return changed(usage, gpu_seconds=stage.usage.gpu_seconds + seconds)

@@ -1,0 +1,142 @@
+"""What people and tools read: conditions, the current step, the phase. Derived from the rest of the status."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from tandem_api import conditions
+from tandem_api.v1alpha1 import Spec, Status
+from tandem_api.v1alpha1.status import Condition, CurrentStep
+from tandem_operator.decide.limits import REASONS
+from tandem_operator.decide.names import task_name
+from tandem_operator.decide.plan import changed, current_stage, current_step
+from tandem_operator.snapshot import Observed
+
+_DOING = {
+    "check": ("Checking", "checking the program, the metric and the data"),
+    "evaluate": ("Evaluating", "evaluating"),
+    "optimize": ("OptimizingPrompts", "optimizing prompts"),
+    "traces": ("CollectingTraces", "collecting traces"),
+    "train": ("TrainingWeights", "training weights"),
+}
+
+
+def summarize(spec: Spec, status: Status, observed: Observed) -> Status:
+    """The status with conditions, current step and phase as the rest of it says."""
+    ended = _how_it_ended(status)
+    found = status.conditions
+    for kind, state, reason, message in (
+        (conditions.SUCCEEDED, *(ended or ("Unknown", "Running", ""))),
+        (conditions.ACCEPTED, *_accepted(status)),
+        (conditions.SERVING_READY, *_serving(status, observed)),
+        (conditions.PROGRESSING, *_progressing(spec, status, ended is not None)),
+        (conditions.SUSPENDED, *(_suspended(spec, ended is not None))),
+    ):
+        found = conditions.with_condition(
+            found, kind, state, reason, message, now=observed.now, generation=observed.generation
+        )
+    return changed(
+        status,
+        conditions=found,
+        phase=_phase(found),
+        step=None if ended else _current(status, observed),
+        observed_generation=observed.generation,
+    )
+
+
+ConditionValue = tuple[conditions.ConditionStatus, str, str]
+
+
+def _how_it_ended(status: Status) -> ConditionValue | None:
+    failed = next((step for step in status.steps if step.state == "Failed"), None)
+    if failed is not None:
+        return "False", failed.reason or "Failed", f"step {failed.index} ({failed.kind}) failed: {failed.message or ''}"
+    if status.finished is None:
+        return None
+    if status.best is None:
+        cause = next((s for s in status.steps if s.state in ("Stopped", "Skipped")), None)
+        why = cause.message if cause and cause.message else "no candidate was scored"
+        return "False", (cause.reason if cause and cause.reason else "NoCandidate"), why
+    stopped = next((s for s in status.steps if s.reason in REASONS), None)
+    score = f"best validation score {status.best.score} (step {status.best.step})"
+    if status.test is not None:
+        score += f", test score {status.test.score}"
+    if stopped is not None and stopped.reason is not None:
+        return "True", stopped.reason, f"{stopped.message}; {score}"
+    return "True", "Completed", score
+
+
+def _accepted(status: Status) -> ConditionValue:
+    check = next((s for step in status.steps[:1] for s in step.stages if s.name == "check"), None)
+    if check is None or check.state in ("Pending", "Running"):
+        return "Unknown", "Checking", "the program, the metric and the data have not been checked yet"
+    if check.state == "Failed":
+        return "False", check.reason or "BadConfiguration", check.message or ""
+    return "True", "Checked", check.message or "the program, the metric and the data passed every check"
+
+
+def _serving(status: Status, observed: Observed) -> ConditionValue:
+    name = status.serving.name
+    if name is None:
+        return "False", "NotNeeded", "no stage needs a model server now"
+    seen = observed.serving
+    if seen is None or seen.name != name or seen.state == "starting":
+        waits = seen.message if seen is not None and seen.name == name else ""
+        return "False", "Loading", waits or f"waiting for the model server of {name!r}"
+    if seen.state == "failed":
+        return "False", "Failed", seen.message
+    return "True", "Ready", f"{name!r} is served"
+
+
+def _progressing(spec: Spec, status: Status, ended: bool) -> ConditionValue:
+    if ended:
+        return "False", "Finished", ""
+    if spec.suspend:
+        return "False", "Suspended", "the run is suspended"
+    step = current_step(status.steps)
+    stage = current_stage(step) if step is not None else None
+    if step is None or stage is None:
+        return "True", "Finishing", "releasing what the run held"
+    reason, doing = _DOING[stage.name]
+    return "True", reason, f"step {step.index} ({step.kind}), attempt {max(1, stage.attempt)}: {doing}"
+
+
+def _suspended(spec: Spec, ended: bool) -> ConditionValue:
+    if spec.suspend and not ended:
+        return "True", "Suspended", "spec.suspend is true; set it to false to go on"
+    return "False", "NotSuspended", ""
+
+
+def _phase(found: tuple[Condition, ...]) -> str:
+    succeeded = conditions.find(found, conditions.SUCCEEDED)
+    if succeeded is not None and succeeded.status != "Unknown":
+        return "Succeeded" if succeeded.status == "True" else "Failed"
+    if conditions.is_true(found, conditions.SUSPENDED):
+        return "Suspended"
+    progressing = conditions.find(found, conditions.PROGRESSING)
+    return progressing.reason if progressing is not None else "Pending"
+
+
+def _current(status: Status, observed: Observed) -> CurrentStep | None:
+    step = current_step(status.steps)
+    stage = current_stage(step) if step is not None else None
+    if step is None or stage is None:
+        return None
+    task = observed.tasks.get(task_name(observed.name, step.index, step.kind, stage.name, stage.attempt))
+    progress = task.progress if task is not None else None
+    percent = eta = None
+    message = stage.message or ""
+    if progress is not None:
+        percent = min(100, 100 * progress.done // progress.total) if progress.total else None
+        if progress.eta_seconds is not None:
+            eta = (observed.now + timedelta(seconds=progress.eta_seconds)).replace(microsecond=0)
+        message = progress.message
+    return CurrentStep(
+        index=step.index,
+        kind=step.kind,
+        stage=stage.name,
+        attempt=stage.attempt,
+        progress=percent,
+        eta=eta,
+        message=message[:2048],
+    )
