@@ -1,0 +1,42 @@
+# `make demo` and `make test` are all that a newcomer needs. Caches lie outside the clone (TANDEM_CACHE).
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+export HF_HUB_OFFLINE := 1
+export PYTHONUNBUFFERED := 1
+
+.PHONY: demo test lint unit engine local bench generate environment clean
+
+environment:
+	@tools/environment
+
+demo: environment
+	.venv/bin/tandem run -f examples/reviews/run.yaml --local --workdir runs/demo
+
+test: lint unit engine local
+
+lint: environment
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy -p tandem_api -p tandem_operator -p tandem_trainer
+	$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-logo
+	$(PYTHON) -m tandem_api.v1alpha1.crd --check crds
+	$(PYTHON) tools/gen_docs.py --check
+
+unit: environment
+	$(PYTHON) -m pytest tests/unit -q
+
+engine: environment
+	$(PYTHON) -m pytest tests/engine -q
+
+local: environment
+	$(PYTHON) -m pytest tests/local -q
+
+bench: environment
+	$(PYTHON) tests/bench/evaluation_rate.py
+
+generate: environment
+	$(PYTHON) -m tandem_api.v1alpha1.crd crds
+	$(PYTHON) tools/gen_docs.py
+
+clean:
+	rm -rf .venv runs build
