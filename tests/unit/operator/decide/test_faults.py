@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_runs import condition, finish
-from world import World, failed, manifest, scripted
+from tests.unit.operator.decide.world import World, condition, failed, finish, manifest, scripted
 
 from tandem_api.conditions import find
 from tandem_api.contract import StageResult

@@ -3,25 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from world import Crash, World, manifest, scripted
+from tests.unit.operator.decide.world import World, condition, finish, manifest, scripted
 
-from tandem_api.conditions import find
 from tandem_operator.actions import EnsureServing, StartTask, StopServing
-from tandem_operator.reconcile import reconcile
-
-
-def finish(world: World, passes: int = 400) -> World:
-    for _ in range(passes):
-        try:
-            if reconcile(world).finished:
-                return world
-        except Crash:
-            continue
-    raise AssertionError(f"the run did not end: {world.run.status.to_json()}")
-
-
-def condition(world: World, kind: str):
-    return find(world.run.status.conditions, kind)
 
 
 def test_p_w_p_runs_every_stage_once_and_in_order():

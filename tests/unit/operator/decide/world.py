@@ -9,11 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tandem_api.canonical import digest
+from tandem_api.conditions import find
 from tandem_api.contract import CandidateScore, StageFailure, StageRequest, StageResult, StorageRef
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_api.v1alpha1.run import parse_run
 from tandem_api.v1alpha1.status import Artifact, Usage
 from tandem_operator.actions import Action, EmitEvent, EnsureServing, StartTask, StopServing, StopTask
+from tandem_operator.reconcile import reconcile
 from tandem_operator.snapshot import Observed, ServingObservation, TaskObservation
 
 
@@ -164,3 +166,17 @@ class World:
 
     def stages(self) -> list[str]:
         return [f"{r.index}{r.kind}:{r.stage}" for r in self.requests]
+
+
+def finish(world: World, passes: int = 400) -> World:
+    for _ in range(passes):
+        try:
+            if reconcile(world).finished:
+                return world
+        except Crash:
+            continue
+    raise AssertionError(f"the run did not end: {world.run.status.to_json()}")
+
+
+def condition(world: World, kind: str):
+    return find(world.run.status.conditions, kind)

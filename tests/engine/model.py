@@ -1,0 +1,54 @@
+"""The scripted model of the engine tests: a reader of labels that gets better with demos and with tuning.
+
+Deterministic: what it answers depends on the prompt, the seed (where it samples) and the served name alone. Its faults
+come from the environment of the server process: ENGINE_FAULTS, a JSON object {"every": n, "status": code} and the like.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from tests.scripted_lm.server import Fault
+
+ITEM = re.compile(r"^Review: item (\d+) is (good|bad)$", re.MULTILINE)
+#: Share of right answers in percent: unaided, with each demo more, tuned.
+UNAIDED, PER_DEMO, TUNED = 40, 15, 90
+
+_faults = json.loads(os.environ.get("ENGINE_FAULTS", "{}"))
+_count = 0
+
+
+def answer(request: dict[str, Any]) -> str | Fault:
+    """The label of the last item, right as often as the model's skill says."""
+    fault = _fault()
+    if fault is not None:
+        return fault
+    items = ITEM.findall(request["text"])
+    number, label = items[-1]
+    skill = TUNED if request["model"] != "base" else UNAIDED + PER_DEMO * (len(items) - 1)
+    # Sampling moves what it gets right; greedy answers are always the same.
+    chance = f"{number}/{request['seed'] if request.get('temperature') else ''}"
+    lucky = int(hashlib.sha256(chance.encode()).hexdigest()[:8], 16) % 100 < skill
+    right = {"good": "positive", "bad": "negative"}[label]
+    return f" {right if lucky else 'mu'}"
+
+
+def _fault() -> Fault | None:
+    global _count
+    _count += 1
+    every = _faults.get("every")
+    if every and _count % every == 0:
+        if _faults.get("drop"):
+            return Fault(drop=True)
+        return Fault(status=_faults.get("status", 500), text=_faults.get("text", "a scripted fault"))
+    if _faults.get("die_after") and _count == _faults["die_after"]:
+        marker = Path(_faults["marker"])
+        if not marker.exists():
+            marker.touch()
+            os._exit(1)
+    return None

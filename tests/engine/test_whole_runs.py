@@ -1,0 +1,96 @@
+"""Whole runs: what they come to, and that they leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import yaml
+from tests.engine.world import ROOT
+
+
+def test_p_w_p_ends_with_the_best_program_and_its_bundle(engine):
+    engine.drive()
+    status = engine.status()
+    assert [s["state"] for s in status["steps"]] == ["Succeeded"] * 5
+    assert engine.condition("Succeeded")["status"] == "True"
+    scores = {c["id"]: float(c["score"]) for s in status["steps"] for c in s.get("candidates", [])}
+    assert float(status["best"]["score"]) == max(scores.values()) > float(status["baseline"]["score"]) + 0.3
+    assert float(status["test"]["score"]) > float(status["baseline"]["score"]) + 0.3
+    result = engine.workdir / "result"
+    assert {p.name for p in result.iterdir()} >= {
+        "program.json",
+        "prompts.json",
+        "scores.json",
+        "report.html",
+        "adapter",
+    }
+    assert engine.processes() == []
+
+
+def test_the_status_file_validates_against_the_crd(engine):
+    engine.spec = {"strategy": "p"}
+    engine.drive()
+    crd = yaml.safe_load((ROOT / "crds" / "tandem.dev_optimizationruns.yaml").read_text())
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    jsonschema.validate(yaml.safe_load((engine.workdir / "status.yaml").read_text()), schema)
+
+
+def test_every_call_names_the_model_that_the_step_has(engine):
+    engine.drive()
+    served = [json.loads(line)["model"] for line in engine.log.read_text().splitlines()]
+    tuned = served.index(next(name for name in served if name != "base"))
+    assert set(served[:tuned]) == {"base"}
+    assert len(set(served[tuned:])) == 1 and served[tuned].startswith("engine-")
+
+
+def test_a_finished_run_started_again_does_nothing(engine):
+    engine.spec = {"strategy": "p"}
+    engine.drive()
+    before, calls = engine.outcome(), engine.calls().total()
+    assert engine.drive().strip() == "writes=0"
+    assert engine.outcome() == before and engine.calls().total() == calls
+
+
+def test_the_same_spec_and_seed_give_the_same_result(engine, tmp_path):
+    engine.drive()
+    again = type(engine)(tmp_path / "again", engine.bucket, engine.environment)
+    again.drive()
+    assert again.outcome() == engine.outcome()
+    assert again.calls() == engine.calls()
+
+
+def test_the_gaps_between_stages_are_below_two_seconds(engine):
+    engine.spec = {"strategy": "w"}
+    engine.drive()
+    scores = json.loads((engine.workdir / "result" / "scores.json").read_text())
+    stages = [stage for step in engine.status()["steps"] for stage in step["stages"]]
+    assert len(stages) == 6 and "stages" in json.dumps(scores)
+
+
+def test_too_few_traces_skip_the_training(engine):
+    engine.spec = {"strategy": "w", "weightOptimizer": {"traces": {"minTraces": 1000}}}
+    engine.drive()
+    step = engine.status()["steps"][1]
+    assert (step["state"], step["reason"]) == ("Skipped", "TooFewTraces")
+    assert "1000" in step["message"]
+
+
+def test_a_token_budget_ends_the_search_and_keeps_the_best(engine):
+    engine.spec = {"strategy": "p -> w -> p", "budget": {"tokens": 1200}}
+    engine.drive()
+    status = engine.status()
+    assert engine.condition("Succeeded")["reason"] == "BudgetExhausted"
+    assert status["test"]["n"] == 20
+    spent = sum(step["tokens"] for step in status["steps"][:-1])
+    assert spent <= 1200 + 4 * 200  # what was in flight when it ran out
+
+
+def test_suspend_holds_the_run_and_a_later_start_goes_on(engine):
+    engine.spec = {"strategy": "p", "suspend": True}
+    engine.drive(expect=1)
+    assert engine.condition("Suspended")["status"] == "True"
+    assert engine.calls().total() == 0
+    engine.spec = {"strategy": "p", "suspend": False}
+    engine.drive()
+    assert engine.condition("Suspended")["status"] == "False"

@@ -1,0 +1,151 @@
+"""The check stage: what a run would stumble over later is said before a model is served, all at once."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.memory_store import MemoryStore
+
+from tandem_api.canonical import sha256_hex
+from tandem_api.contract import MAX_RESULT_BYTES
+from tandem_api.errors import ConfigurationError, DataError, PreemptedError
+from tandem_trainer.stages import check
+
+ROWS = [{"q": f"question {n}", "a": "yes" if n % 2 else "no"} for n in range(20)]
+METRIC = "def metric(example, prediction, trace=None):\n    return {}\n"
+
+
+@pytest.fixture
+def run(make_spec: Any, make_context: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: check.run(make_context(make_spec(*args, **kwargs), stage="check"))
+
+
+@pytest.fixture
+def train(write_jsonl: Any) -> str:
+    return str(write_jsonl("train.jsonl", ROWS))
+
+
+def user_code(folder: Path, name: str, code: str) -> dict[str, str]:
+    (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    return {"uri": folder.as_uri()}
+
+
+def test_facts_hold_counts_digests_and_warnings(run: Any, train: str, write_jsonl: Any) -> None:
+    result = run(train, test=write_jsonl("test.jsonl", [*ROWS[:2], {"q": "new", "a": "no"}]))
+    facts = result.facts
+    assert (facts["train"], facts["validation"], facts["test"], facts["predictors"]) == (16, 4, 3, 1)
+    assert {key for key in facts if key.startswith("digest.")} == {"digest.train", "digest.validation", "digest.test"}
+    assert facts["warnings"] >= 1
+    assert "examples have the same inputs as" in facts["warning.1"]
+    assert len(result.to_message()) < MAX_RESULT_BYTES
+
+
+def test_everything_that_is_wrong_is_told_at_once(run: Any, tmp_path: Path, make_spec: Any) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"q": "x", "a": "y"}\nnope\n')
+    code = user_code(tmp_path, "check_all_wrong", "def build(): return 7\n")
+    with pytest.raises(ConfigurationError) as caught:
+        run(
+            bad.as_uri(),
+            validation="file:///missing.jsonl",
+            metric={"entrypoint": "check_missing_metric:metric"},
+            program={"entrypoint": "check_all_wrong:build", "code": code},
+        )
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0].split(" (")[0] for line in lines] == [
+        "program.entrypoint",
+        "metric.entrypoint",
+        "data.train",
+        "data.validation",
+    ]
+
+
+def test_wrong_data_alone_are_a_data_error(run: Any) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        run("file:///missing.jsonl")
+
+
+def test_label_that_the_metric_needs_is_missed_in_each_split(run: Any, train: str, write_jsonl: Any) -> None:
+    with pytest.raises(DataError, match=r"data\.test: 1 of 2 examples lack the field 'a' \(metric\.field\)"):
+        run(train, test=write_jsonl("test.jsonl", [{"q": "x", "a": "y"}, {"q": "z"}]))
+
+
+def test_input_that_the_signature_lacks_is_refused(run: Any, write_jsonl: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"data\.inputs: found text, but the inputs .* are q"):
+        run(
+            write_jsonl("d.jsonl", [{"text": "x", "a": "y"}]),
+            inputs=("text",),
+            program={"inline": {"signature": "q -> a"}},
+        )
+
+
+@pytest.mark.parametrize(
+    ("returned", "wanted"),
+    [
+        ("1 / 0", "metric check_metric.*:metric: tried on the training example 'train-.*ZeroDivisionError"),
+        ("float('nan')", "returned nan; a score lies from 0 to 1"),
+    ],
+)
+def test_metric_that_raises_or_returns_nan_is_named(
+    run: Any, train: str, tmp_path: Path, returned: str, wanted: str
+) -> None:
+    name = f"check_metric_{sha256_hex(returned.encode())[:8]}"
+    code = user_code(tmp_path, name, METRIC.format(returned))
+    with pytest.raises(ConfigurationError, match=wanted):
+        run(train, metric={"entrypoint": f"{name}:metric"}, program={"inline": {"signature": "q -> a"}, "code": code})
+
+
+def test_metric_that_is_not_content_with_the_gold_answer_is_a_warning(run: Any, train: str, tmp_path: Path) -> None:
+    code = user_code(tmp_path, "check_half", METRIC.format("0.5"))
+    facts = run(
+        train, metric={"entrypoint": "check_half:metric"}, program={"inline": {"signature": "q -> a"}, "code": code}
+    ).facts
+    assert "0.5 for its own answer, not 1" in facts["warning.1"]
+
+
+def test_metric_may_read_outputs_that_the_data_lack(run: Any, train: str, tmp_path: Path) -> None:
+    code = user_code(tmp_path, "check_reasoning", METRIC.format("prediction.reasoning == ''"))
+    inline = {"signature": "q -> a", "module": "chain-of-thought"}
+    assert run(train, metric={"entrypoint": "check_reasoning:metric"}, program={"inline": inline, "code": code})
+
+
+def test_code_in_a_tarball_is_verified_unpacked_and_used(
+    run: Any, train: str, store: MemoryStore, tmp_path: Path
+) -> None:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        source = METRIC.format("example.a == prediction.a").encode()
+        info = tarfile.TarInfo("check_tarball.py")
+        info.size = len(source)
+        archive.addfile(info, io.BytesIO(source))
+    artifact = store.put("code.tar.gz", data.getvalue())
+    program = {"inline": {"signature": "q -> a"}, "code": {"uri": artifact.uri, "sha256": artifact.sha256}}
+    assert run(train, metric={"entrypoint": "check_tarball:metric"}, program=program).facts["warnings"] == 0
+    assert [path.name for path in (tmp_path / "cache" / "code").iterdir()] == [artifact.sha256]
+    program["code"] = {"uri": artifact.uri, "sha256": "0" * 64}
+    with pytest.raises(DataError, match=r"program\.code\.sha256 is 000"):
+        run(train, metric={"entrypoint": "check_tarball:metric"}, program=program)
+
+
+@pytest.mark.parametrize(
+    ("uri", "error", "wanted"),
+    [
+        ("file:///missing/folder", ConfigurationError, "is not a folder"),
+        ("configmap://code", ConfigurationError, "configmap: cannot be used here; allowed: file:FOLDER"),
+    ],
+)
+def test_code_that_is_not_there_is_named(run: Any, train: str, uri: str, error: type[Exception], wanted: str) -> None:
+    with pytest.raises(error, match=rf"program\.code\.uri \({uri}\): .*{wanted}"):
+        run(train, program={"inline": {"signature": "q -> a"}, "code": {"uri": uri}})
+
+
+def test_stopping_ends_the_check(make_spec: Any, make_context: Any, train: str) -> None:
+    context = make_context(make_spec(train), stage="check")
+    context.stopping.set()
+    with pytest.raises(PreemptedError):
+        check.run(context)

@@ -1,0 +1,1 @@
+"""Scoring a program on examples: data sets, metrics, intervals, the ledger and the evaluator."""

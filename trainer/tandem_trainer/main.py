@@ -1,0 +1,193 @@
+"""The worker's entry point: one attempt of one stage, `python -m tandem_trainer.main`.
+
+1. Read the request from the file that TANDEM_REQUEST_FILE names.
+2. If the stage has a result already (its message was lost), repeat it and end: no work is done twice.
+3. Store the request, run the stage, write `result.json` last.
+4. Say the result, or why there is none, in the file that TANDEM_TERMINATION_FILE names, and end with the exit code
+   that the engine understands (`tandem_api.errors`).
+
+SIGTERM and SIGINT ask the stage to stop: it keeps what it has, and the worker ends with 143.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from pydantic import ValidationError
+
+from tandem_api.canonical import canonical_json
+from tandem_api.contract import (
+    ENV_CACHE,
+    ENV_REQUEST,
+    ENV_TERMINATION,
+    MAX_RESULT_BYTES,
+    StageFailure,
+    StageRequest,
+    StageResult,
+    StorageRef,
+)
+from tandem_api.errors import EXIT_DONE, EXIT_RETRYABLE, ConfigurationError, DataError, PreemptedError, TandemError
+from tandem_api.store import ObjectStore, S3Store
+from tandem_api.v1alpha1.status import MAX_MESSAGE, Usage
+from tandem_trainer.context import Meter, StageContext, Stopping
+from tandem_trainer.progress import ProgressFile
+
+#: Where models and code are cached unless TANDEM_CACHE says otherwise.
+DEFAULT_CACHE = "~/.cache/tandem"
+
+Stage = Callable[[StageContext], StageResult]
+
+
+def main() -> int:
+    """Do the attempt that the environment describes. Returns the process's exit code; never raises."""
+    return work(lambda storage: S3Store(storage.bucket, storage.endpoint, storage.region))
+
+
+def work(open_store: Callable[[StorageRef], ObjectStore]) -> int:
+    """`main`, with the object store that `open_store` gives."""
+    stopping, meter = Stopping(), Meter()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stopper(stopping))
+    try:
+        request = read_request()
+        context = StageContext(
+            request=request,
+            store=open_store(request.storage),
+            progress=ProgressFile.from_environment(),
+            cache=Path(os.environ.get(ENV_CACHE) or DEFAULT_CACHE).expanduser(),
+            stopping=stopping,
+            meter=meter,
+        )
+        _say(run_attempt(context).to_message())
+    except BaseException as error:  # every failure becomes a message and an exit code, user code's sys.exit() too
+        return _fail(error, meter.usage, is_stopping=stopping.is_set())
+    return EXIT_DONE
+
+
+def read_request() -> StageRequest:
+    """The request of this attempt. Raises ConfigurationError when there is none that we understand."""
+    name = os.environ.get(ENV_REQUEST)
+    if not name:
+        raise ConfigurationError(f"{ENV_REQUEST} is not set; it names the file with this attempt's request")
+    try:
+        return StageRequest.model_validate_json(Path(name).read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"{ENV_REQUEST}: {name} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(
+            f"{ENV_REQUEST}: {name} is not a request of this version ({error.error_count()} problems; "
+            f"first: {where}: {first['msg']}); operator and trainer must be of the same release"
+        ) from error
+
+
+def run_attempt(context: StageContext) -> StageResult:
+    """Run the stage, or repeat the result that it has. The result is in S3 when this returns."""
+    layout = context.request.stage_layout
+    existing = _existing_result(context.store, layout.result)
+    if existing is not None:
+        return existing
+    context.store.put(layout.request, canonical_json(context.request.model_dump(mode="json")).encode())
+    result = _stage(context.request)(context)
+    context.progress.flush()
+    context.store.put(layout.result, result.to_message().encode())
+    return result
+
+
+def _existing_result(store: ObjectStore, key: str) -> StageResult | None:
+    data = store.get(key)
+    if data is None:
+        return None
+    try:
+        return StageResult.model_validate_json(data)
+    except ValidationError as error:
+        raise DataError(
+            f"{store.uri(key)} is not a stage result ({error.error_count()} problems); delete it to run the stage again"
+        ) from error
+
+
+def _stage(request: StageRequest) -> Stage:
+    """The stage's `run`. Imported late: only the stages that train pay for importing torch."""
+    name = "final" if request.kind == "final" else request.stage
+    stage: Stage = importlib.import_module(f"tandem_trainer.stages.{name}").run
+    return stage
+
+
+def _stopper(stopping: Stopping) -> Callable[[int, FrameType | None], None]:
+    return lambda number, frame: stopping.set()
+
+
+def _fail(error: BaseException, usage: Usage, *, is_stopping: bool) -> int:
+    """Tell why there is no result: on stderr, with the trace where it is no error of ours, and as the last word."""
+    if not isinstance(error, TandemError):
+        traceback.print_exception(error, file=sys.stderr)
+    if is_stopping and getattr(error, "exit_code", EXIT_RETRYABLE) == EXIT_RETRYABLE:
+        # What breaks while everything is being stopped, the model server above all, is not the stage's fault.
+        error = PreemptedError(f"the worker was asked to stop (SIGTERM); meanwhile: {_last_line(error)}")
+    if isinstance(error, TandemError):
+        reason, message, code = error.code, str(error), error.exit_code
+        print(f"{reason}: {message}", file=sys.stderr)
+    elif isinstance(error, MemoryError):
+        reason, code = "OutOfMemory", EXIT_RETRYABLE
+        message = f"the worker ran out of memory: {_last_line(error)}; give its container more memory"
+    else:
+        reason, message, code = TandemError.code, _last_line(error), EXIT_RETRYABLE
+    try:
+        _say(failure_message(reason, message, usage))
+    except OSError as unwritable:
+        print(f"the termination message cannot be written: {unwritable}", file=sys.stderr)
+    return code
+
+
+def _last_line(error: BaseException) -> str:
+    """The exception's class and text, and the last line of the trace: where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f' (File "{frames[-1].filename}", line {frames[-1].lineno}, in {frames[-1].name})' if frames else ""
+    return "".join(traceback.format_exception_only(error)).strip() + where
+
+
+def failure_message(reason: str, message: str, usage: Usage) -> str:
+    """A StageFailure as JSON of at most MAX_RESULT_BYTES: a message that is too long loses its middle."""
+    keep = MAX_MESSAGE
+    while True:
+        text = message if len(message) <= keep else f"{message[: keep // 2]} [...] {message[-keep // 2 :]}"
+        failure = StageFailure(error=reason, message=text, usage=usage)
+        encoded = canonical_json(failure.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+        if len(encoded.encode()) <= MAX_RESULT_BYTES:
+            return encoded
+        keep = keep * 3 // 4
+
+
+def _say(text: str) -> None:
+    """Write the termination message, whole or not at all, if anybody asked for it."""
+    name = os.environ.get(ENV_TERMINATION)
+    if not name:
+        return
+    path = Path(name)
+    try:
+        staging = path.with_name(f".{path.name}.tmp")
+        staging.write_text(text, encoding="utf-8")
+        staging.replace(path)
+    except OSError:
+        # On a cluster the file is a mount of its own, which can be written but not replaced.
+        path.write_text(text, encoding="utf-8")
+
+
+def _exit(code: int) -> NoReturn:
+    """End at once: threads that user code has left behind must not keep the worker alive."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    _exit(main())

@@ -1,0 +1,1 @@
+"""The stages of a step: each module has `run(context: StageContext) -> StageResult`."""

@@ -1,0 +1,61 @@
+"""Where the user's code lies on this machine: fetched and unpacked first, if it has to be."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from tandem_api.canonical import sha256_hex
+from tandem_api.errors import ConfigurationError, DataError
+from tandem_api.store import ObjectStore
+from tandem_api.v1alpha1 import Spec
+from tandem_trainer.evaluate.files import read_s3
+
+
+def locate_code(spec: Spec, store: ObjectStore, cache: Path) -> Path | None:
+    """The folder of `program.code`; None: the code is installed (in the image, or in this environment).
+
+    A tarball is verified and unpacked once, into a folder of `cache` that is named by its digest.
+    Raises ConfigurationError for a place that cannot be used here, DataError for a tarball that is missing, is not the
+    one that was meant, or cannot be unpacked.
+    """
+    code = spec.program.code
+    if code is None:
+        return None
+    where = f"program.code.uri ({code.uri})"
+    scheme = code.uri.partition(":")[0]
+    if scheme == "file":
+        folder = Path(unquote(urlsplit(code.uri).path)).absolute()
+        if not folder.is_dir():
+            raise ConfigurationError(f"{where}: {folder} is not a folder; name the folder that holds the code")
+        return folder
+    if scheme == "s3":
+        assert code.sha256 is not None  # the spec's own rule
+        return _unpacked(code.uri, code.sha256, spec, store, cache / "code", where)
+    raise ConfigurationError(f"{where}: {scheme}: cannot be used here; allowed: file:FOLDER, s3://bucket/key.tar.gz")
+
+
+def _unpacked(uri: str, sha256: str, spec: Spec, store: ObjectStore, cache: Path, where: str) -> Path:
+    folder = cache / sha256
+    if folder.is_dir():
+        return folder
+    data = read_s3(uri, spec, store, where)
+    if sha256_hex(data) != sha256:
+        raise DataError(f"{where} has sha256 {sha256_hex(data)}, but program.code.sha256 is {sha256}")
+    cache.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{sha256[:12]}.", dir=cache))
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            archive.extractall(staging, filter="data")
+        if not folder.is_dir():  # another process of this machine may have been faster
+            staging.replace(folder)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        if not folder.is_dir():
+            raise DataError(f"{where} cannot be unpacked: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder

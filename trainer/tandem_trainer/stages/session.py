@@ -1,0 +1,155 @@
+"""What all stages that call the model share: program, data, metric, client, ledger and evaluator, opened in one place.
+
+    async def _work(context: StageContext) -> StageResult:
+        async with open_session(context) as session:
+            records = await session.evaluator.run(jobs, progress=session.reporter("candidate 1 of 12"))
+        return StageResult(..., usage=session.usage)
+
+    def run(context: StageContext) -> StageResult:
+        return context.run(_work(context))
+
+The ledger is flushed when the block ends, however it ends: also when the worker was asked to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from tandem_api.canonical import seed_from
+from tandem_api.contract import StageRequest
+from tandem_api.errors import DataError
+from tandem_api.records import PromptSet
+from tandem_api.v1alpha1.status import Artifact, Usage
+from tandem_trainer.context import StageContext
+from tandem_trainer.evaluate.evaluator import Evaluator, ProgressCallback
+from tandem_trainer.evaluate.examples import Splits, load_splits
+from tandem_trainer.evaluate.ledger import Ledger
+from tandem_trainer.evaluate.metrics import Metric, load_metric
+from tandem_trainer.lm.client import LMClient
+from tandem_trainer.program.loading import LoadedProgram, load_program
+from tandem_trainer.program.running import ProgramRunner
+from tandem_trainer.stages.code import locate_code
+
+
+@dataclass(frozen=True)
+class Session:
+    """All that an LM-calling stage works with."""
+
+    context: StageContext
+    program: LoadedProgram
+    metric: Metric
+    splits: Splits
+    client: LMClient
+    runner: ProgramRunner
+    ledger: Ledger
+    evaluator: Evaluator
+
+    @property
+    def request(self) -> StageRequest:
+        return self.context.request
+
+    @property
+    def usage(self) -> Usage:
+        """What the stage has spent, all its attempts together."""
+        return self.ledger.usage
+
+    def prompt_set(self, artifact: Artifact | None) -> PromptSet:
+        """The prompt set at `artifact`; None: the program's original prompts."""
+        return self.program.vanilla if artifact is None else read_prompt_set(self.context, artifact)
+
+    def reporter(self, message: str, *, done: int = 0, total: int | None = None) -> ProgressCallback:
+        """A progress callback for `Evaluator.run`.
+
+        `done` jobs came before this run; `total`: all jobs of the stage, where that is known and more than this run's.
+        """
+
+        def report(finished: int, jobs: int, score: float) -> None:
+            self.context.progress.report(
+                done + finished, max(total or 0, done + jobs), message=message, score=round(score, 4), usage=self.usage
+            )
+
+        return report
+
+
+@asynccontextmanager
+async def open_session(context: StageContext, *, with_test: bool = False) -> AsyncIterator[Session]:
+    """Open what the stage needs, and close it when the block ends. The test set is read only `with_test`.
+
+    Raises ConfigurationError or DataError for a program, metric or data that cannot be used, DataError for data that
+    has changed since the run's `check`, AdapterMissingError or ServingError when the wanted model is not served.
+    """
+    request = context.request
+    assert request.endpoint is not None, f"stage {request.stage} calls the model, but its request has no endpoint"
+    spec = request.spec
+    _calm_collector()
+    code_path = locate_code(spec, context.store, context.cache)
+    program = load_program(spec, code_path=code_path)
+    metric = load_metric(spec, code_path=code_path)
+    splits = load_splits(spec, context.store, with_test=with_test)
+    verify_digests(request, splits)
+    ledger = Ledger(context.store, request.stage_layout.ledger, batch=spec.evaluation.concurrency)
+    ledger.load()
+    context.meter.usage = ledger.usage
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(_close, ledger, context)
+        client = await stack.enter_async_context(
+            LMClient(
+                request.endpoint,
+                concurrency=spec.evaluation.concurrency,
+                request_timeout_seconds=spec.evaluation.request_timeout_seconds,
+                unavailable_timeout_seconds=spec.evaluation.unavailable_timeout_seconds,
+                # The engine leaves this stage's own spending in: what its earlier attempts paid is in the ledger.
+                tokens_left=None if request.tokens_left is None else request.tokens_left - ledger.usage.tokens,
+            )
+        )
+        await client.check_model()
+        seed = seed_from(spec.seed, request.index, request.stage)
+        runner = await stack.enter_async_context(
+            ProgramRunner(program, client, seed=seed, concurrency=spec.evaluation.concurrency)
+        )
+        evaluator = Evaluator(runner, metric, ledger, request=request, program_sha256=program.sha256)
+        stack.callback(evaluator.close)
+        yield Session(context, program, metric, splits, client, runner, ledger, evaluator)
+
+
+def _calm_collector() -> None:
+    """Look for cyclic garbage less often, and not among what is loaded by now.
+
+    A search keeps every result, so that each collection walks over more and finds hardly anything: with Python's
+    defaults that is a quarter of an evaluation's CPU time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+async def _close(ledger: Ledger, context: StageContext) -> None:
+    context.meter.usage = ledger.usage
+    context.progress.flush()
+    # Shielded: a second cancellation must not leave paid results unwritten.
+    await asyncio.shield(asyncio.to_thread(ledger.close))
+
+
+def verify_digests(request: StageRequest, splits: Splits) -> None:
+    """Raises DataError when a split's content is not what the run's `check` saw: its scores would not compare."""
+    for name, sha256 in splits.digests.items():
+        expected = request.data_digests.get(name)
+        if expected is not None and expected != sha256:
+            raise DataError(
+                f"data.{name} has changed since the run began (sha256 {sha256[:12]}, then {expected[:12]}); "
+                "restore the data, or start a new run"
+            )
+
+
+def read_prompt_set(context: StageContext, artifact: Artifact) -> PromptSet:
+    """The prompt set at `artifact`. Raises DataError when it is missing, damaged or no prompt set."""
+    try:
+        return PromptSet.model_validate_json(context.store.fetch(artifact))
+    except ValidationError as error:
+        raise DataError(f"{artifact.uri} is not a prompt set: {error.error_count()} problems") from error
