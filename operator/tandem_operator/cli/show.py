@@ -1,0 +1,87 @@
+"""Commands that only look: `status`, `report`, `validate`."""
+
+from __future__ import annotations
+
+import json
+import webbrowser
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from tandem_api.errors import ConfigurationError
+from tandem_api.v1alpha1 import OptimizationRun
+from tandem_operator.cli.errors import EXIT_FAILED, fail
+from tandem_operator.cli.manifest import parse, read_manifest
+from tandem_operator.cli.tables import WIDTH, results
+from tandem_operator.platforms.local.workdir import Workdir
+
+#: Where `tandem run` keeps runs unless it is told otherwise.
+RUNS = Path("runs")
+
+
+def console() -> Console:
+    """Where results are printed: as wide as the terminal, and 80 columns elsewhere."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+def find_run(name: str) -> tuple[Workdir, OptimizationRun]:
+    """The folder of that path, or of that name under `runs/`, and its resource. Raises ConfigurationError."""
+    tried = []
+    for path in (Path(name), RUNS / name):
+        workdir = Workdir(path.parent if path.name == "status.yaml" else path)
+        run = workdir.read_run() if workdir.path.is_dir() else None
+        if run is not None:
+            return workdir, run
+        tried.append(str(workdir.status))
+    raise ConfigurationError(f"there is no run {name!r}: neither {' nor '.join(tried)} exists")
+
+
+def show_status(name: str, output: str | None) -> None:
+    """Print a run's state, or its whole resource as yaml or json."""
+    workdir, run = find_run(name)
+    if output == "yaml":
+        typer.echo(workdir.status.read_text(encoding="utf-8"), nl=False)
+        return
+    if output == "json":
+        typer.echo(json.dumps(run.to_json(), indent=2, ensure_ascii=False))
+        return
+    out = console()
+    out.print(f"{run.metadata.name}: {run.status.phase}", style="bold", markup=False)
+    current = run.status.step
+    if current is not None:
+        percent = f", {current.progress}%" if current.progress is not None else ""
+        out.print(f"step {current.index} ({current.kind}), {current.stage}{percent} {current.message}", markup=False)
+    out.print()
+    out.print(results(run))
+    report = report_path(workdir)
+    if report.exists():
+        out.print(f"report      {report}", markup=False, soft_wrap=True)
+
+
+def report_path(workdir: Workdir) -> Path:
+    """Where a run's report is once there is one."""
+    return workdir.result / "report.html"
+
+
+def show_report(name: str, *, open_it: bool) -> None:
+    """Print where the report is."""
+    workdir, run = find_run(name)
+    path = report_path(workdir)
+    if not path.exists():
+        raise fail(
+            f"{path} does not exist: the run is at {run.status.phase}; a report is written at the end of a run that "
+            "succeeds, and `tandem run` fetches it",
+            EXIT_FAILED,
+        )
+    typer.echo(str(path))
+    if open_it:
+        webbrowser.open(path.as_uri())
+
+
+def validate_manifest(file: Path, *, schema_only: bool) -> None:
+    """Print that a manifest is valid. Raises ConfigurationError with everything that is wrong."""
+    run = parse(read_manifest(file), with_files=not schema_only)
+    steps = " -> ".join(step.kind for step in run.spec.steps)
+    typer.echo(f"{file} is valid: {run.metadata.name}, {steps}")

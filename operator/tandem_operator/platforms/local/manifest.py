@@ -1,0 +1,147 @@
+"""What a manifest means on one machine: where its files lie, and which changes a run that has begun can take over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from tandem_api.errors import ConfigurationError
+from tandem_api.v1alpha1 import OptimizationRun, Status
+from tandem_api.v1alpha1.run import ManifestError, Problem
+from tandem_api.v1alpha1.spec import Code, Split
+
+#: What may change after a run has begun: it says how far and how patiently the run goes, never what it computes.
+MUTABLE = ("suspend", "budget", "stop", "ttlSecondsAfterFinished", "attempts", "stageTimeoutSeconds")
+_CLUSTER_SCHEMES = ("configmap:", "pvc:")
+_FORMATS = (".jsonl", ".json", ".csv")
+
+
+def resolve(run: OptimizationRun, folder: Path) -> OptimizationRun:
+    """The run with every `file:` address absolute (relative ones start at the manifest's `folder`), and with that
+    folder as its code where it has entry points and says nothing else. Raises ManifestError."""
+    spec, problems = run.spec, list[Problem]()
+
+    def absolute(path: str, uri: str) -> str:
+        if not uri.startswith("file:"):
+            return uri
+        try:
+            return local_path(uri, folder).as_uri()
+        except ValueError as error:
+            problems.append(Problem(path, str(error)))
+            return uri
+
+    splits: dict[str, Split] = {}
+    for name, split in _splits(run):
+        splits[name] = split.model_copy(update={"uri": absolute(f"spec.data.{name}.uri", split.uri)})
+    program = spec.program
+    if program.code is not None:
+        code = program.code.model_copy(update={"uri": absolute("spec.program.code.uri", program.code.uri)})
+        program = program.model_copy(update={"code": code})
+    elif program.entrypoint is not None or spec.metric.entrypoint is not None:
+        program = program.model_copy(update={"code": Code(uri=folder.resolve().as_uri())})
+    model = spec.model.model_copy(update={"uri": absolute("spec.model.uri", spec.model.uri)})
+    if problems:
+        raise ManifestError(problems)
+    data = spec.data.model_copy(update=splits)
+    return run.model_copy(update={"spec": spec.model_copy(update={"data": data, "program": program, "model": model})})
+
+
+def local_path(uri: str, folder: Path) -> Path:
+    """The path that a `file:` address names; a relative one starts at `folder`. Raises ValueError."""
+    path = uri.removeprefix("file:")
+    if path.startswith("//"):
+        host, slash, rest = path[2:].partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise ValueError(
+                f"found {uri!r}, which names the host {host!r}; write file:{path[2:]} for a path that starts at the "
+                "manifest's folder, or file:///... for an absolute one"
+            )
+        path = f"/{rest}"
+    return (folder / Path(unquote(path)).expanduser()).resolve()
+
+
+def missing_files(run: OptimizationRun) -> list[Problem]:
+    """What a resolved run names on this machine's disk that is not there."""
+    problems = []
+    for name, split in _splits(run):
+        if not split.uri.startswith("file:"):
+            continue
+        path = local_path(split.uri, Path("/"))
+        where = f"spec.data.{name}.uri"
+        if not path.is_file():
+            state = "is a folder" if path.is_dir() else "does not exist"
+            problems.append(Problem(where, f"{path} {state}; a file is needed ({', '.join(_FORMATS)})"))
+        elif path.suffix not in _FORMATS:
+            problems.append(Problem(where, f"found {path.name!r}; allowed: a name that ends in {', '.join(_FORMATS)}"))
+    code = run.spec.program.code
+    if code is not None and code.uri.startswith("file:") and not local_path(code.uri, Path("/")).is_dir():
+        where = f"{local_path(code.uri, Path('/'))} is not a folder"
+        problems.append(Problem("spec.program.code.uri", f"{where}; the code's folder is needed"))
+    model = run.spec.model.uri
+    if model.startswith("file:") and not local_path(model, Path("/")).exists():
+        problems.append(Problem("spec.model.uri", f"{local_path(model, Path('/'))} does not exist"))
+    return problems
+
+
+def cluster_only(run: OptimizationRun) -> list[Problem]:
+    """What a run asks for that only a cluster has."""
+    code = run.spec.program.code
+    named = [(f"spec.data.{name}.uri", split.uri) for name, split in _splits(run)]
+    named += [("spec.model.uri", run.spec.model.uri), *([("spec.program.code.uri", code.uri)] if code else [])]
+    return [
+        Problem(path, f"found {uri!r}, which only a cluster has; on one machine write file:PATH")
+        for path, uri in named
+        if uri.startswith(_CLUSTER_SCHEMES)
+    ]
+
+
+def adopt(stored: OptimizationRun | None, wanted: OptimizationRun, uid: str) -> OptimizationRun:
+    """The resource to go on with: a new one with this `uid`, or the stored one with the changes that it can take over,
+    as an API server would. Raises ConfigurationError that names each field that cannot be changed any more."""
+    if stored is None:
+        metadata = wanted.metadata.model_copy(update={"uid": uid, "generation": 1})
+        return wanted.model_copy(update={"metadata": metadata, "status": Status()})
+    old, new = stored.spec.to_json(), wanted.spec.to_json()
+    fixed = [
+        *_differences("metadata.name", stored.metadata.name, wanted.metadata.name),
+        *_differences("metadata.namespace", stored.metadata.namespace, wanted.metadata.namespace),
+    ]
+    for field in sorted({*old, *new} - set(MUTABLE)):
+        fixed += _differences(f"spec.{field}", old.get(field), new.get(field))
+    if fixed:
+        raise ConfigurationError(
+            "this folder holds a run that has begun, and a run's spec cannot be changed except for "
+            f"{', '.join(MUTABLE)}:\n" + "\n".join(f"  {text}" for text in fixed[:10]) + "\nUse another --workdir."
+        )
+    changed = old != new
+    metadata = stored.metadata.model_copy(
+        update={
+            "generation": stored.metadata.generation + changed,
+            "labels": wanted.metadata.labels,
+            "annotations": wanted.metadata.annotations,
+        }
+    )
+    return stored.model_copy(update={"metadata": metadata, "spec": wanted.spec})
+
+
+def _splits(run: OptimizationRun) -> list[tuple[str, Split]]:
+    data = run.spec.data
+    splits = (("train", data.train), ("validation", data.validation), ("test", data.test))
+    return [(name, split) for name, split in splits if split is not None]
+
+
+def _differences(path: str, old: Any, new: Any) -> list[str]:
+    """Each leaf that differs, with both values."""
+    if old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            text for key in sorted({*old, *new}) for text in _differences(f"{path}.{key}", old.get(key), new.get(key))
+        ]
+    return [f"{path}: the run began with {_short(old)}, the manifest says {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

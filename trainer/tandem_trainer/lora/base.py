@@ -1,0 +1,49 @@
+"""The base model's directory on this machine, and what can be read from it without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tandem_api.errors import ConfigurationError, StorageUnavailableError
+from tandem_trainer.models import ModelError, materialize
+
+
+def local_model(uri: str, cache: Path) -> Path:
+    """The directory of the model at `uri`; downloaded or converted into `cache`/models if it has to be.
+
+    Raises ConfigurationError for a model that cannot be had, StorageUnavailableError when a later try may get it.
+    """
+    try:
+        return materialize(uri, cache / "models")
+    except ModelError as error:
+        raise ConfigurationError(str(error)) from error
+    except ConnectionError as error:
+        raise StorageUnavailableError(str(error)) from error
+
+
+def stop_ids(model: Path) -> list[int]:
+    """The tokens at which vLLM ends an answer of this model, beside the tokenizer's own: its generation settings."""
+    for name in ("generation_config.json", "config.json"):
+        found = _read(model / name).get("eos_token_id")
+        if found is not None:
+            return [found] if isinstance(found, int) else list(found)
+    return []
+
+
+def context_length(model: Path) -> int | None:
+    """The longest prompt and answer that the model can take, in tokens; None where its configuration does not say."""
+    config = _read(model / "config.json")
+    found = {**config, **(config.get("text_config") or {})}.get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ConfigurationError(f"model: {path} is not JSON ({error}); download the model again") from error
+    return content if isinstance(content, dict) else {}
