@@ -190,6 +190,8 @@ def vllm_environment(options: Options, environment: Mapping[str, str], *, on_cpu
     if on_cpu:
         # Left alone, vLLM keeps a core free and binds its threads: on 2 cores that halves its speed.
         ours |= {
+            # vLLM takes the executor without a process of its own ("uni") only with this; OpenMP is set up here.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(cores),

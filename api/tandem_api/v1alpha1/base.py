@@ -39,10 +39,10 @@ def _refuse_number(value: Any) -> Any:
 
 #: A decimal number >= 0 as a string: "0.5", "5e-4".
 PositiveDecimal = Annotated[
-    str, BeforeValidator(_refuse_number), Field(pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$", max_length=24)
+    str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$", max_length=24), BeforeValidator(_refuse_number)
 ]
 #: A decimal number in [0, 1] as a string: "0.25".
-Fraction = Annotated[str, BeforeValidator(_refuse_number), Field(pattern=r"^(0(\.[0-9]+)?|1(\.0+)?)$", max_length=24)]
+Fraction = Annotated[str, Field(pattern=r"^(0(\.[0-9]+)?|1(\.0+)?)$", max_length=24), BeforeValidator(_refuse_number)]
 #: A sha256 as 64 lower-case hex digits.
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 #: Where something lies: a scheme and a path.

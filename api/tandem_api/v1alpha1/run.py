@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from tandem_api.errors import ConfigurationError
 from tandem_api.v1alpha1.base import Model
-from tandem_api.v1alpha1.spec import Spec
+from tandem_api.v1alpha1.spec import MUTABLE_FIELDS, Spec
 from tandem_api.v1alpha1.status import Status
 
 GROUP = "tandem.dev"
@@ -63,6 +63,17 @@ class ManifestError(ConfigurationError):
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
         super().__init__("\n".join(str(problem) for problem in problems))
+
+
+def forbidden_changes(old: Spec, new: Spec) -> list[Problem]:
+    """What a stored spec may not become: every immutable field that differs. The API server says the same through CEL,
+    but for `strategy`, which CEL cannot see."""
+    before, after = old.to_json(), new.to_json()
+    return [
+        Problem(f"spec.{name}", f"{name} is immutable: create a new run instead")
+        for name in (field.alias for field in Spec.model_fields.values())
+        if name is not None and name not in MUTABLE_FIELDS and before.get(name) != after.get(name)
+    ]
 
 
 def parse_run(document: Any) -> OptimizationRun:

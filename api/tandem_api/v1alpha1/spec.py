@@ -15,9 +15,9 @@ from tandem_api.v1alpha1.optimizers import PromptOptimizer, WeightOptimizer
 #: What vLLM's --max-lora-rank allows (vLLM 0.32); a rank in between is served under the next ceiling.
 MAX_LORA_RANK = 512
 #: vLLM arguments that Tandem sets itself.
-RESERVED_ARGUMENTS = frozenset(
-    {"--model", "--served-model-name", "--host", "--port", "--api-key", "--lora-modules", "--enable-lora"}
-)
+RESERVED_ARGUMENTS = ("model", "served-model-name", "host", "port", "api-key", "lora-modules", "enable-lora")
+#: Fields of the spec that may change while a run lives; all others are immutable.
+MUTABLE_FIELDS = frozenset({"suspend", "budget", "ttlSecondsAfterFinished"})
 
 
 class InlineProgram(Model):
@@ -187,6 +187,7 @@ class Serving(Model):
     """How vLLM serves the model."""
 
     replicas: int = Field(1, ge=1, le=256)
+    """Servers of the same model; more of them evaluate faster."""
     resources: FreeForm | None = None
     """Kubernetes resources of the vLLM container."""
     pod_template: FreeForm | None = None
@@ -204,21 +205,25 @@ class Serving(Model):
     @field_validator("extra_args")
     @classmethod
     def _reserved(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        reserved = (
-            "--model",
-            "--served-model-name",
-            "--host",
-            "--port",
-            "--api-key",
-            "--lora-modules",
-            "--enable-lora",
-        )
         for argument in value:
+            name = argument.split("=")[0]
             if not argument.startswith("-"):
                 raise ValueError(f"found {argument!r}; write each argument as one item: '--name=value'")
-            if argument.split("=")[0] in RESERVED_ARGUMENTS:
-                raise ValueError(f"{argument.split('=')[0]} is set by Tandem; remove it")
+            if name.removeprefix("--") in RESERVED_ARGUMENTS:
+                raise ValueError(f"found {name}, which Tandem sets itself; remove it")
         return value
+
+    model_config = cel(
+        rule(
+            "!has(self.extraArgs) || self.extraArgs.all(argument, argument.startsWith('-'))",
+            "extraArgs: write each argument as one item: '--name=value'",
+        ),
+        rule(
+            "!has(self.extraArgs) || "
+            f"!self.extraArgs.exists(argument, argument.matches('^--({'|'.join(RESERVED_ARGUMENTS)})(=|$)'))",
+            "extraArgs holds an argument that Tandem sets itself; remove it",
+        ),
+    )
 
 
 class Training(Model):
@@ -227,7 +232,9 @@ class Training(Model):
     resources: FreeForm | None = None
     """Kubernetes resources of the training container."""
     nodes: int = Field(1, ge=1, le=64)
+    """Machines that train together."""
     backend: Literal["job", "jobset", "trainjob"] = "job"
+    """What runs the training on a cluster: a plain Job, a JobSet or a Kubeflow TrainJob."""
     pod_template: FreeForm | None = None
     """A patch of the pod template; Tandem's own fields win."""
 
@@ -236,10 +243,13 @@ class S3(Model):
     """An S3 bucket."""
 
     bucket: str = Field(min_length=3, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*[a-z0-9]$")
+    """The bucket's name."""
     prefix: str = Field("", max_length=512, pattern=r"^[A-Za-z0-9._/-]*$")
+    """What the keys of all runs begin with; without `.` and `..` parts."""
     endpoint: str | None = Field(None, max_length=512, pattern=r"^https?://")
     """The server, if it is not AWS."""
     region: str | None = Field(None, max_length=64)
+    """The bucket's region. Default: AWS_REGION, or us-east-1."""
     credentials_secret: str | None = Field(None, max_length=253)
     """A Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. On one machine: those two environment variables."""
     service_account: str | None = Field(None, max_length=253)
@@ -262,7 +272,8 @@ class S3(Model):
         rule(
             "!(has(self.credentialsSecret) && has(self.serviceAccount))",
             "at most one of credentialsSecret and serviceAccount may be given",
-        )
+        ),
+        rule("!self.prefix.matches('(^|/)[.][.]?(/|$)')", "a prefix may not contain '.' or '..' parts"),
     )
 
 
@@ -270,19 +281,25 @@ class Storage(Model):
     """Where everything is kept."""
 
     s3: S3
+    """The bucket."""
     deletion_policy: Literal["Retain", "Delete"] = "Retain"
     """What happens to the run's objects when the resource is deleted."""
 
 
 class MLflow(Model):
+    """An MLflow server."""
+
     uri: str = Field(max_length=512)
+    """The tracking server."""
     experiment: str = Field(max_length=256)
+    """The experiment that the run is logged to."""
 
 
 class Tracking(Model):
     """Experiment tracking."""
 
     mlflow: MLflow | None = None
+    """Where the run's parameters, scores and artifacts are logged, too."""
 
 
 class Budget(Model):
@@ -291,6 +308,7 @@ class Budget(Model):
     tokens: int | None = Field(None, ge=1)
     """Prompt and completion tokens, all stages together."""
     gpu_hours: PositiveDecimal | None = None
+    """Hours of all accelerators together, serving and training."""
     deadline_seconds: int | None = Field(None, ge=1)
     """Wall-clock time from the first step's start."""
 
@@ -308,6 +326,7 @@ class Step(Model):
     """One step of the strategy with settings of its own."""
 
     kind: Literal["p", "w"]
+    """`p` optimizes prompts, `w` optimizes weights."""
     start_from: Literal["original", "previous"] | None = None
     """`p`: from the program's original prompts (the default, as in the paper) or from the previous step's.
     `w`: from the base weights or from the previous adapter (the default)."""
@@ -329,9 +348,13 @@ class Spec(Model):
     """What to optimize, with what, and how far. Immutable, except `suspend`, `budget` and `ttlSecondsAfterFinished`."""
 
     program: Program
+    """The program under optimization."""
     metric: Metric
+    """How its answers are scored."""
     data: Data
+    """The examples."""
     model: LanguageModel
+    """The open-weights model that the program runs on."""
     strategy: Annotated[
         Annotated[str, Tag("text")] | Annotated[tuple[Step, ...], Tag("list")],
         Discriminator(lambda value: "text" if isinstance(value, str) else "list"),
@@ -339,13 +362,19 @@ class Spec(Model):
     ] = "p -> w -> p"
     """The steps: a text such as "p -> w -> p" or "(p -> w){3}", or a list of steps with settings of their own."""
     prompt_optimizer: PromptOptimizer = PromptOptimizer()
+    """How `p` steps search."""
     weight_optimizer: WeightOptimizer = WeightOptimizer()
+    """How `w` steps tune."""
     evaluation: Evaluation = Evaluation()
+    """How programs are run on examples."""
     serving: Serving = Serving()
+    """How the model is served."""
     training: Training = Training()
+    """Where weights are trained."""
     storage: Storage | None = None
     """Required on a cluster; on one machine an embedded S3 server is the default."""
     tracking: Tracking | None = None
+    """Experiment tracking, beside the report."""
     seed: int = Field(0, ge=0, le=2**31 - 1)
     """The seed of everything that is sampled, shuffled or trained."""
     attempts: int = Field(3, ge=1, le=10)
@@ -355,11 +384,15 @@ class Spec(Model):
     queue: str | None = Field(None, max_length=253)
     """The Kueue LocalQueue of this run's Jobs."""
     priority_class: str | None = Field(None, max_length=253)
+    """The PriorityClass of the run's pods."""
     suspend: bool = False
     """True stops serving and training, keeps everything, and resumes when it is false again."""
     budget: Budget = Budget()
+    """Limits that end the search."""
     stop: Stop = Stop()
-    ttl_seconds_after_finished: int | None = Field(None, ge=0)
+    """Rules that end the search early."""
+    ttl_seconds_after_finished: int | None = Field(None, ge=0, le=2**31 - 1)
+    """How long the finished resource is kept. Default: until it is deleted."""
 
     @field_validator("strategy", mode="before")
     @classmethod
@@ -399,9 +432,25 @@ class Spec(Model):
         """The weight optimizer of step `index` (from 1)."""
         return self.steps[index - 1].weight_optimizer or self.weight_optimizer
 
+    @property
+    def strategy_text(self) -> str:
+        """The steps in one line, groups unrolled: "p -> w -> p"."""
+        return " -> ".join(step.kind for step in self.steps)
+
+    # `strategy` is missing: it may be a text or a list, and CEL cannot see such a field. `forbidden_changes` can.
     model_config = cel(
         *(
             rule(f"self.{name} == oldSelf.{name}", f"{name} is immutable: create a new run instead")
-            for name in ("program", "metric", "data", "model", "seed", "promptOptimizer", "weightOptimizer")
-        )
+            for name in (
+                *("program", "metric", "data", "model", "promptOptimizer", "weightOptimizer", "evaluation"),
+                *("serving", "training", "seed", "attempts", "stageTimeoutSeconds", "stop"),
+            )
+        ),
+        *(
+            rule(
+                f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})",
+                f"{name} is immutable: create a new run instead",
+            )
+            for name in ("storage", "tracking", "queue", "priorityClass")
+        ),
     )
