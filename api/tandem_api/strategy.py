@@ -57,8 +57,6 @@ def _parse_sequence(text: str, tokens: list[tuple[str, int]], position: int, dep
     while position < len(tokens) and tokens[position][0] == "->":
         more, position = _parse_item(text, tokens, position + 1, depth)
         steps = steps + more
-        if len(steps) > 10 * MAX_STEPS:
-            raise ValueError(f"strategy {text!r} is too long; at most {MAX_STEPS} steps are allowed")
     return steps, position
 
 
@@ -78,10 +76,17 @@ def _parse_item(text: str, tokens: list[tuple[str, int]], position: int, depth: 
         count_at = position + 1
         if count_at >= len(tokens) or not tokens[count_at][0].isdigit():
             raise ValueError(_unexpected(text, tokens, count_at, "a count, as in '{3}'"))
-        count = int(tokens[count_at][0])
+        digits = tokens[count_at][0]
+        count = int(digits) if len(digits) <= 4 else MAX_STEPS + 1
         if not 1 <= count <= MAX_STEPS:
-            raise ValueError(f"strategy {text!r}: count {count} is out of range; allowed: 1 to {MAX_STEPS}")
+            found = f"{digits[:8]} at character {tokens[count_at][1] + 1}"
+            raise ValueError(f"strategy {text!r}: count {found} is out of range; allowed: 1 to {MAX_STEPS}")
         position = _expect(text, tokens, count_at + 1, "}")
+        if len(group) * count > MAX_STEPS:
+            raise ValueError(
+                f"strategy {text!r}: a group of {len(group)} steps {count} times is more than the {MAX_STEPS} steps "
+                "that are allowed"
+            )
         group = group * count
     return group, position
 

@@ -50,11 +50,13 @@ class WeightOptimizer(Model):
     """How a `w` step tunes weights: LoRA on the program's own passing traces (BFT, arXiv 2407.10930 section 3)."""
 
     type: Literal["lora"] = "lora"
+    """LoRA with PEFT; the base weights stay as they are."""
     rank: int = Field(16, ge=1, le=512)
     """LoRA rank; vLLM serves it under the next of 8, 16, 32, 64, 128, 256, 320, 512. The paper: 32."""
     alpha: int = Field(32, ge=1, le=4096)
     """LoRA alpha. The paper: 64."""
     dropout: Fraction = "0"
+    """Dropout in the LoRA layers. The paper: 0."""
     target_modules: Literal["all-linear"] | tuple[Annotated[str, Field(max_length=128)], ...] = Field(
         "all-linear", json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}
     )
@@ -62,7 +64,9 @@ class WeightOptimizer(Model):
     learning_rate: PositiveDecimal = "2e-4"
     """Peak learning rate. The paper: 1e-5."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the learning rate goes on after the warm-up: it stays, or falls to 0 in a line or half a cosine."""
     warmup_fraction: Fraction = "0.03"
+    """Part of all optimizer steps in which the learning rate rises from 0."""
     epochs: int = Field(3, ge=1, le=100)
     """Passes over the kept traces. The paper: 5."""
     batch_size: int = Field(8, ge=1, le=4096)
@@ -78,7 +82,9 @@ class WeightOptimizer(Model):
     validation_fraction: Fraction = "0.1"
     """Part of the kept examples held out for the validation loss."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Type of the weights and the arithmetic; `auto` is what the hardware does fast."""
     traces: Traces = Traces()
+    """Which runs of the program become training rows."""
 
     @property
     def lora_shape(self) -> tuple[object, ...]:

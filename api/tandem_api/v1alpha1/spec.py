@@ -16,6 +16,7 @@ from tandem_api.v1alpha1.optimizers import PromptOptimizer, WeightOptimizer
 MAX_LORA_RANK = 512
 #: vLLM arguments that Tandem sets itself.
 RESERVED_ARGUMENTS = ("model", "served-model-name", "host", "port", "api-key", "lora-modules", "enable-lora")
+_RESERVED_PATTERN = "|".join(RESERVED_ARGUMENTS).replace("-", "[-_]")
 #: Fields of the spec that may change while a run lives; all others are immutable.
 MUTABLE_FIELDS = frozenset({"suspend", "budget", "ttlSecondsAfterFinished"})
 
@@ -206,7 +207,7 @@ class Serving(Model):
     @classmethod
     def _reserved(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for argument in value:
-            name = argument.split("=")[0]
+            name = argument.split("=")[0].replace("_", "-")  # vLLM takes both spellings
             if not argument.startswith("-"):
                 raise ValueError(f"found {argument!r}; write each argument as one item: '--name=value'")
             if name.removeprefix("--") in RESERVED_ARGUMENTS:
@@ -220,7 +221,7 @@ class Serving(Model):
         ),
         rule(
             "!has(self.extraArgs) || "
-            f"!self.extraArgs.exists(argument, argument.matches('^--({'|'.join(RESERVED_ARGUMENTS)})(=|$)'))",
+            f"!self.extraArgs.exists(argument, argument.matches('^--({_RESERVED_PATTERN})(=|$)'))",
             "extraArgs holds an argument that Tandem sets itself; remove it",
         ),
     )
@@ -273,7 +274,7 @@ class S3(Model):
             "!(has(self.credentialsSecret) && has(self.serviceAccount))",
             "at most one of credentialsSecret and serviceAccount may be given",
         ),
-        rule("!self.prefix.matches('(^|/)[.][.]?(/|$)')", "a prefix may not contain '.' or '..' parts"),
+        rule("!has(self.prefix) || !self.prefix.matches('(^|/)[.][.]?(/|$)')", "a prefix may not contain '.' or '..' parts"),
     )
 
 
@@ -309,7 +310,7 @@ class Budget(Model):
     """Prompt and completion tokens, all stages together."""
     gpu_hours: PositiveDecimal | None = None
     """Hours of all accelerators together, serving and training."""
-    deadline_seconds: int | None = Field(None, ge=1)
+    deadline_seconds: int | None = Field(None, ge=1, le=2**31 - 1)
     """Wall-clock time from the first step's start."""
 
 

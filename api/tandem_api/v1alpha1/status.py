@@ -21,24 +21,35 @@ StepState = Literal["Pending", "Running", "Succeeded", "Skipped", "Stopped", "Fa
 MAX_MESSAGE = 2048
 #: A score as a fixed-point string.
 Score = Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+$", max_length=16)]
+#: A fact is a count or a short text under a name such as `kept` or `digest.train`.
+FactName = Annotated[str, Field(max_length=64)]
+FactText = Annotated[str, Field(max_length=MAX_MESSAGE)]
 
 
 class Condition(Model):
     """A Kubernetes condition (API conventions, metav1.Condition)."""
 
     type: str = Field(max_length=64)
+    """Succeeded, Accepted, ServingReady, Progressing or Suspended."""
     status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
     reason: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z][A-Za-z0-9]*$")
+    """Why, in one CamelCase word that programs may read."""
     message: str = Field("", max_length=32768)
+    """Why, for people."""
     last_transition_time: datetime
+    """When `status` last changed."""
     observed_generation: int = 0
+    """The `metadata.generation` that this is about."""
 
 
 class Artifact(Model):
     """An object in S3, or a folder of objects, known by its content."""
 
     uri: str = Field(max_length=1024)
+    """Where it lies; a folder ends in a slash."""
     sha256: Sha256
+    """Of the content; of a folder its list of files and their digests."""
     count: int | None = None
     """How many things it holds (traces, demos), where that means something."""
 
@@ -49,6 +60,7 @@ class Candidate(Model):
     id: str = Field(max_length=64)
     """`vanilla` or the first digits of the prompt set's digest, `@` and `base` or those of the adapter's."""
     step: int
+    """The step that found it."""
     prompt_set: Artifact | None = None
     """Absent: the program's original prompts."""
     adapter: Artifact | None = None
@@ -71,8 +83,11 @@ class Usage(Model):
     calls: int = 0
     """LM calls paid for (those repeated from a ledger are not counted again)."""
     prompt_tokens: int = 0
+    """Tokens read."""
     completion_tokens: int = 0
+    """Tokens written."""
     gpu_seconds: int = 0
+    """Seconds of all accelerators that were held."""
 
     @property
     def tokens(self) -> int:
@@ -93,13 +108,17 @@ class StageStatus(Model):
     """One stage of a step and its attempts."""
 
     name: StageName
+    """What it does."""
     state: StepState = "Pending"
+    """How it stands; `Stopped`: a budget ended it, and what it has is valid."""
     attempt: int = 0
     """Ordinal of the current or last attempt, from 1; 0 before the first."""
     failures: int = 0
     """Attempts that failed and count against `spec.attempts`."""
     reason: str | None = Field(None, max_length=128)
+    """Why it is in this state, in one word; of a stage that is tried again, why the last attempt failed."""
     message: str | None = Field(None, max_length=MAX_MESSAGE)
+    """The same for people."""
     requested: datetime | None = None
     """When the stage's turn came."""
     ready: datetime | None = None
@@ -111,7 +130,8 @@ class StageStatus(Model):
     finished: datetime | None = None
     """When the last attempt ended."""
     usage: Usage = Usage()
-    facts: dict[str, int | str] = Field(default_factory=dict, max_length=32)
+    """What all its attempts spent."""
+    facts: dict[FactName, int | FactText] = Field(default_factory=dict, max_length=32)
     """Counts that the stage reports: kept traces, trained rows, warnings."""
 
 
@@ -119,12 +139,19 @@ class StepStatus(Model):
     """One step of the strategy (0 is the baseline, the last is the final test)."""
 
     index: int
+    """Its place in the run, from 0."""
     kind: StepKindName
+    """`p` and `w` are the strategy's; `baseline` comes before them, `final` after them."""
     state: StepState = "Pending"
+    """How it stands; `Skipped`: there was nothing to do, for `reason`."""
     reason: str | None = Field(None, max_length=128)
+    """Why it is in this state, in one word."""
     message: str | None = Field(None, max_length=MAX_MESSAGE)
+    """The same for people."""
     started: datetime | None = None
+    """When its turn came."""
     finished: datetime | None = None
+    """When its last stage ended."""
     attempts: int = 0
     """Attempts of all its stages."""
     score: Score | None = None
@@ -132,28 +159,38 @@ class StepStatus(Model):
     errors: int = 0
     """Failed examples of the step's evaluations."""
     tokens: int = 0
+    """Prompt and completion tokens of all its stages."""
     gpu_seconds: int = 0
+    """Accelerator seconds of all its stages."""
     prompt_set: Artifact | None = None
     """What a `p` step found; absent if the original prompts stayed best."""
     adapter: Artifact | None = None
     """What a `w` step trained."""
     traces: Artifact | None = None
+    """What a `w` step trained on."""
     candidates: tuple[Candidate, ...] = Field((), max_length=8)
+    """What it scored on the whole validation set."""
     stages: tuple[StageStatus, ...] = Field((), max_length=8)
+    """Its stages, in order."""
 
 
 class CurrentStep(Model):
     """What is going on, for people and progress bars."""
 
     index: int
+    """The step's place in the run."""
     kind: StepKindName
+    """The step's kind."""
     stage: StageName | None = None
+    """The stage that is worked on."""
     attempt: int = 0
+    """Which try of it, from 1; 0 while it waits."""
     progress: int | None = Field(None, ge=0, le=100)
     """Percent of the stage."""
     eta: datetime | None = None
     """When the stage is expected to end."""
     message: str = Field("", max_length=MAX_MESSAGE)
+    """What the worker says it is doing."""
 
 
 class ServingStatus(Model):
@@ -166,6 +203,7 @@ class ServingStatus(Model):
     since: datetime | None = None
     """When this server was asked for."""
     ready_since: datetime | None = None
+    """When it was first seen ready."""
     load_seconds: int = 0
     """Time spent waiting for model servers, all together."""
 
@@ -176,10 +214,15 @@ class TestScore(Model):
     __test__ = False  # not a pytest class
 
     score: Score
+    """Mean over the test set."""
     low: Score
+    """Lower end of the 95% confidence interval."""
     high: Score
+    """Upper end of the 95% confidence interval."""
     n: int
+    """Examples scored."""
     errors: int = 0
+    """Examples that failed and counted as 0."""
     baseline: Score | None = None
     """The unchanged program's score on the same set, where it was measured."""
 
@@ -188,17 +231,34 @@ class Status(Model):
     """What the engine knows of the run."""
 
     observed_generation: int = 0
-    conditions: tuple[Condition, ...] = Field((), max_length=16)
+    """The `metadata.generation` that the engine has seen."""
+    conditions: tuple[Condition, ...] = Field(
+        (),
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    """`Succeeded` is the summary; the others say why."""
     phase: str = Field("Pending", max_length=32)
     """Derived from the conditions, for people; nothing branches on it."""
+    strategy: str | None = Field(None, max_length=256)
+    """The strategy's steps in one line, groups unrolled, for tables: "p -> w -> p"."""
     step: CurrentStep | None = None
+    """What is going on; absent before the first step and after the last."""
     steps: tuple[StepStatus, ...] = Field((), max_length=64)
+    """Every step of the run, also those still to come."""
     baseline: Candidate | None = None
+    """The unchanged program."""
     best: Candidate | None = None
+    """The best candidate so far; ties keep the earlier."""
     usage: Usage = Usage()
+    """What all stages spent."""
     serving: ServingStatus = ServingStatus()
+    """The model server."""
     result: Artifact | None = None
     """The result bundle."""
     test: TestScore | None = None
+    """The best program on the test set, at the end."""
     started: datetime | None = None
+    """When the run's first step began."""
     finished: datetime | None = None
+    """When the run ended, for better or worse."""

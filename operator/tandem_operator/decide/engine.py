@@ -41,7 +41,8 @@ class Decision:
 def decide(spec: Spec, status: Status, observed: Observed) -> Decision:
     """One step towards the run's end. Pure: equal arguments, equal decision."""
     if not status.steps:
-        status = changed(status, steps=planned_steps(spec), started=observed.now)
+        strategy = " -> ".join(step.kind for step in spec.steps)
+        status = changed(status, steps=planned_steps(spec), strategy=strategy, started=observed.now)
     actions: list[Action] = []
     released = False
     if status.finished is None:

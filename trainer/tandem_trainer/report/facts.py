@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -289,7 +290,9 @@ def _templates(program: LoadedProgram, prompts: PromptSet) -> dict[str, tuple[di
     found = {}
     for name, prompt in prompts.predictors.items():
         inputs = {field_name: f"{{{field_name}}}" for field_name in program.signature(name).input_fields}
-        found[name] = program.render(name, prompt, inputs)
+        # A type that takes no text (a history, an image) may refuse the placeholder; the report does without, then.
+        with suppress(Exception):
+            found[name] = program.render(name, prompt, inputs)
     return found
 
 

@@ -1,0 +1,111 @@
+"""How the result is used elsewhere: the Python that loads the program, the command that serves the adapter. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from tandem_api.v1alpha1.spec import InlineProgram, Spec
+from tandem_trainer.lora.servable import rank_ceiling
+from tandem_trainer.report.facts import Facts
+
+_FORMATS = {
+    "chat": "dspy.ChatAdapter(use_json_adapter_fallback=False)",
+    "json": "dspy.JSONAdapter(use_native_function_calling=False)",
+}
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What a reader pastes, run in the bundle's folder."""
+
+    python: str
+    serve: str
+    model: str
+    """What to put in the place of the model in `serve`, where that is no name that vLLM knows; or empty."""
+    is_plain: bool
+    """The program was scored in Tandem's plain format, which plain DSPy does not write."""
+
+
+def handover(facts: Facts) -> Handover:
+    """The snippets of this run's best program."""
+    spec = facts.request.spec
+    base, model = _base(spec)
+    served = _served_name(facts.request.name) if facts.best.adapter is not None else base
+    serve = ["vllm", "serve", base, *spec.serving.extra_args]
+    if facts.best.adapter is not None:
+        serve += ["--enable-lora", f"--max-lora-rank={_rank(facts)}", "--lora-modules", f"{served}=./adapter"]
+    return Handover(
+        python=_python(spec, served, facts),
+        serve=_folded([shlex.quote(word) for word in serve]),
+        model=model,
+        is_plain=spec.program.adapter_name == "plain",
+    )
+
+
+def _base(spec: Spec) -> tuple[str, str]:
+    scheme, _, rest = spec.model.uri.partition(":")
+    name, _, revision = rest.removeprefix("//").partition("@")
+    if scheme == "hf":
+        return name, f"revision {revision}: add --revision={revision}" if revision else ""
+    return "./model", f"./model is the folder of {spec.model.uri}, in the form of transformers"
+
+
+def _served_name(run: str) -> str:
+    return f"{run}-adapter"
+
+
+def _rank(facts: Facts) -> int:
+    """The --max-lora-rank that the best adapter needs: vLLM's default is 16."""
+    spec, adapter = facts.request.spec, facts.best.adapter
+    trained = [s.index for s in facts.status.steps if s.adapter and adapter and s.adapter.sha256 == adapter.sha256]
+    return rank_ceiling(spec.weights_of(trained[0]).rank if trained else spec.weight_optimizer.rank)
+
+
+def _folded(words: list[str]) -> str:
+    """One option a line, so that the command fits a narrow screen."""
+    lines = [" ".join(words[:3])]
+    for word in words[3:]:
+        if word.startswith("-") or lines[-1].startswith("--lora-modules "):
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}"
+    return " \\\n  ".join(lines)
+
+
+def _python(spec: Spec, served: str, facts: Facts) -> str:
+    sampling = spec.model.sampling
+    options = [f"temperature={sampling.temperature}", f"max_tokens={sampling.max_tokens}"]
+    if sampling.top_p != "1":
+        options.insert(1, f"top_p={sampling.top_p}")
+    lines = ["import dspy", *_construction(spec), 'program.load("program.json")', "", "dspy.configure("]
+    lines += [
+        "    lm=dspy.LM(",
+        f"        {'hosted_vllm/' + served!r},",
+        '        api_base="http://localhost:8000/v1",',
+        '        api_key="none",',
+        f"        {', '.join(options)},",
+        "    ),",
+    ]
+    adapter = _FORMATS.get(spec.program.adapter_name)
+    if adapter is not None:
+        lines.append(f"    adapter={adapter},")
+    lines.append(")")
+    arguments = ", ".join(f"{name}=..." for name in spec.data.inputs if name.isidentifier())
+    return "\n".join([*lines, f"print(program({arguments}))"]) + "\n"
+
+
+def _construction(spec: Spec) -> list[str]:
+    program = spec.program
+    if program.inline is not None:
+        return _inline(program.inline)
+    assert program.entrypoint is not None
+    module, _, name = program.entrypoint.partition(":")
+    arguments = f"**{program.arguments!r}" if program.arguments else ""
+    return [f"from {module} import {name}", "", f"program = {name}({arguments})"]
+
+
+def _inline(inline: InlineProgram) -> list[str]:
+    module = "ChainOfThought" if inline.module == "chain-of-thought" else "Predict"
+    # The instruction is in program.json, too; the signature gives the fields.
+    return ["", f"program = dspy.{module}({inline.signature!r})"]
