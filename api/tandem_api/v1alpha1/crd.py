@@ -124,7 +124,7 @@ def with_defaults(schema: dict[str, Any], value: Any) -> Any:
 def _structural(schema: dict[str, Any], definitions: dict[str, Any], path: str) -> dict[str, Any]:
     """One node of pydantic's JSON Schema as a node of a structural schema."""
     schema = _without_null(_resolved(schema, definitions), definitions)
-    result = {"description": _one_line(schema["description"])} if "description" in schema else {}
+    result: dict[str, Any] = {"description": _one_line(schema["description"])} if "description" in schema else {}
     if schema.get(_PRESERVE) and schema.get("type") != "object":
         # A union that no structural schema can say: the operator and `tandem validate` check it.
         return {**result, **_default(schema, schema), _PRESERVE: True}
@@ -139,7 +139,7 @@ def _structural(schema: dict[str, Any], definitions: dict[str, Any], path: str) 
     if "const" in schema:
         result |= {"type": "string", "enum": [schema["const"]]}
     if result["type"] == "integer":
-        fits = -(2**31) <= schema.get("minimum", -(2**63)) and schema.get("maximum", 2**63) < 2**31
+        fits = schema.get("minimum", -(2**63)) >= -(2**31) and schema.get("maximum", 2**63) < 2**31
         result["format"] = "int32" if fits else "int64"
     if "items" in schema:
         result["items"] = _structural(schema["items"], definitions, f"{path}[]")
@@ -195,7 +195,7 @@ def _set(value: Any) -> Any:
 def _without_defaults(schema: Any) -> Any:
     if isinstance(schema, dict):
         # `default` may also be the name of a field: then its value is a schema.
-        return {k: _without_defaults(v) for k, v in schema.items() if k != "default" or isinstance(v, dict) and v}
+        return {k: _without_defaults(v) for k, v in schema.items() if k != "default" or (isinstance(v, dict) and v)}
     if isinstance(schema, list):
         return [_without_defaults(item) for item in schema]
     return schema

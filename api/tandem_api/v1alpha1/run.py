@@ -27,10 +27,15 @@ class Metadata(Model):
     name: str = Field(min_length=1, max_length=52, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
     """At most 52 characters, so that the names of Jobs made from it stay within 63."""
     namespace: str = Field("default", max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    """Where the run lives; also a part of its keys in S3."""
     uid: str = Field("", max_length=64)
+    """Given by the API server, or by the local platform: a run that is made anew under its old name is another."""
     generation: int = 1
+    """Counts the changes of the spec."""
     labels: dict[str, str] = Field(default_factory=dict)
+    """The user's own."""
     annotations: dict[str, str] = Field(default_factory=dict)
+    """The user's own."""
 
 
 class OptimizationRun(Model):

@@ -17,8 +17,8 @@ MAX_LORA_RANK = 512
 #: vLLM arguments that Tandem sets itself.
 RESERVED_ARGUMENTS = ("model", "served-model-name", "host", "port", "api-key", "lora-modules", "enable-lora")
 _RESERVED_PATTERN = "|".join(RESERVED_ARGUMENTS).replace("-", "[-_]")
-#: Fields of the spec that may change while a run lives; all others are immutable.
-MUTABLE_FIELDS = frozenset({"suspend", "budget", "ttlSecondsAfterFinished"})
+#: Fields of the spec that may change while a run lives: how far it goes, not what it does. All others are immutable.
+MUTABLE_FIELDS = frozenset({"suspend", "budget", "stop", "attempts", "stageTimeoutSeconds", "ttlSecondsAfterFinished"})
 
 
 class InlineProgram(Model):
@@ -274,7 +274,10 @@ class S3(Model):
             "!(has(self.credentialsSecret) && has(self.serviceAccount))",
             "at most one of credentialsSecret and serviceAccount may be given",
         ),
-        rule("!has(self.prefix) || !self.prefix.matches('(^|/)[.][.]?(/|$)')", "a prefix may not contain '.' or '..' parts"),
+        rule(
+            "!has(self.prefix) || !self.prefix.matches('(^|/)[.][.]?(/|$)')",
+            "a prefix may not contain '.' or '..' parts",
+        ),
     )
 
 
@@ -346,7 +349,8 @@ class Step(Model):
 
 
 class Spec(Model):
-    """What to optimize, with what, and how far. Immutable, except `suspend`, `budget` and `ttlSecondsAfterFinished`."""
+    """What to optimize, with what, and how far. Immutable, except how far: `suspend`, `budget`, `stop`, `attempts`,
+    `stageTimeoutSeconds` and `ttlSecondsAfterFinished`."""
 
     program: Program
     """The program under optimization."""
@@ -444,7 +448,7 @@ class Spec(Model):
             rule(f"self.{name} == oldSelf.{name}", f"{name} is immutable: create a new run instead")
             for name in (
                 *("program", "metric", "data", "model", "promptOptimizer", "weightOptimizer", "evaluation"),
-                *("serving", "training", "seed", "attempts", "stageTimeoutSeconds", "stop"),
+                *("serving", "training", "seed"),
             )
         ),
         *(

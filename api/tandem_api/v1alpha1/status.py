@@ -21,8 +21,7 @@ StepState = Literal["Pending", "Running", "Succeeded", "Skipped", "Stopped", "Fa
 MAX_MESSAGE = 2048
 #: A score as a fixed-point string.
 Score = Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+$", max_length=16)]
-#: A fact is a count or a short text under a name such as `kept` or `digest.train`.
-FactName = Annotated[str, Field(max_length=64)]
+#: A fact is a count or a short text, under a name such as `kept` or `digest.train`.
 FactText = Annotated[str, Field(max_length=MAX_MESSAGE)]
 
 
@@ -131,7 +130,7 @@ class StageStatus(Model):
     """When the last attempt ended."""
     usage: Usage = Usage()
     """What all its attempts spent."""
-    facts: dict[FactName, int | FactText] = Field(default_factory=dict, max_length=32)
+    facts: dict[str, int | FactText] = Field(default_factory=dict, max_length=32)
     """Counts that the stage reports: kept traces, trained rows, warnings."""
 
 

@@ -73,6 +73,9 @@ def train(model: Any, tokenizer: Any, data: TrainingSet, plan: Plan, checkpoints
 
     Raises PreemptedError when asked to stop (the checkpoint is kept), ConfigurationError when the loss diverges.
     """
+    # Equal trainings give equal adapters: on a GPU, attention's backward pass would else add up in any order.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by a module class
     resumed = checkpoints.latest()
     steps_per_epoch = math.ceil(len(data.train) / plan.settings.batch_size)
     guard = Guard(

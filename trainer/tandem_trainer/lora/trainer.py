@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -14,8 +15,10 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from tandem_api.errors import ConfigurationError, PreemptedError
+from tandem_api.errors import ConfigurationError, PreemptedError, StorageUnavailableError
 from tandem_trainer.lora.checkpoint import Checkpoints
+
+logger = logging.getLogger(__name__)
 
 #: More logits than this are left to TRL's head, which is slower on a CPU but works in tiles (1 GiB in fp32).
 MAX_LOGITS: Final = 2**28
@@ -105,13 +108,20 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers has no types
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         epochs, rest = divmod(state.global_step, self._steps_per_epoch)
-        self._checkpoints.save(
-            Path(args.output_dir) / f"checkpoint-{state.global_step}",
-            name=f"step-{state.global_step}" if rest else f"epoch-{epochs}",
-            step=state.global_step,
-            seconds=self.seconds,
-        )
-        if self._hooks.should_stop() and state.global_step < state.max_steps:
+        is_stopping = self._hooks.should_stop() and state.global_step < state.max_steps
+        try:
+            self._checkpoints.save(
+                Path(args.output_dir) / f"checkpoint-{state.global_step}",
+                name=f"step-{state.global_step}" if rest else f"epoch-{epochs}",
+                step=state.global_step,
+                seconds=self.seconds,
+            )
+        except StorageUnavailableError as error:
+            if is_stopping:
+                raise
+            # The next one may get through; to give up here would lose what the checkpoint is there to keep.
+            logger.warning("the checkpoint of step %d is left out: %s", state.global_step, error)
+        if is_stopping:
             raise PreemptedError(
                 f"the worker was asked to stop (SIGTERM) after step {state.global_step} of {state.max_steps}; "
                 "the checkpoint is kept and the training will be continued from it"

@@ -47,39 +47,45 @@ def step_name(step: StepStatus) -> str:
 
 def candidate_rows(facts: Facts) -> tuple[Row, ...]:
     """Every candidate of the run, in the order of the steps."""
-    rows = []
-    for step in facts.status.steps:
-        for candidate in step.candidates:
-            rows.append(
-                Row(
-                    candidate=candidate,
-                    kind=step.kind,
-                    prompts=prompts_name(facts, candidate),
-                    weights=weights_name(facts, candidate),
-                    is_best=candidate == facts.best,
-                    is_baseline=candidate == facts.status.baseline,
-                )
-            )
-    return tuple(rows)
+    return tuple(
+        Row(
+            candidate=candidate,
+            kind=step.kind,
+            prompts=prompts_name(facts, candidate),
+            weights=weights_name(facts, candidate),
+            is_best=candidate == facts.best,
+            is_baseline=candidate == facts.status.baseline,
+        )
+        for step in facts.status.steps
+        for candidate in step.candidates
+    )
 
 
 def prompts_name(facts: Facts, candidate: Candidate) -> str:
     """``vanilla``, or ``optimized`` with the step that found them."""
-    if candidate.prompt_set is None:
-        return "vanilla"
-    return "optimized" + _origin(candidate.prompt_set, [(s.index, s.prompt_set) for s in facts.status.steps])
+    return "vanilla" if candidate.prompt_set is None else f"optimized (step {_maker(facts, candidate.prompt_set)})"
 
 
 def weights_name(facts: Facts, candidate: Candidate) -> str:
     """``base``, or ``adapter`` with the step that trained it."""
-    if candidate.adapter is None:
-        return "base"
-    return "adapter" + _origin(candidate.adapter, [(s.index, s.adapter) for s in facts.status.steps])
+    return "base" if candidate.adapter is None else f"adapter (step {_maker(facts, candidate.adapter)})"
 
 
-def _origin(wanted: Artifact, made: list[tuple[int, Artifact | None]]) -> str:
-    steps = [index for index, artifact in made if artifact is not None and artifact.sha256 == wanted.sha256]
-    return f" (step {steps[0]})" if steps else ""
+def _program(facts: Facts, candidate: Candidate) -> str:
+    prompts, model = "the original prompts", "the base model"
+    if candidate.prompt_set is not None:
+        prompts = f"the prompts of step {_maker(facts, candidate.prompt_set)}"
+    if candidate.adapter is not None:
+        model = f"the model tuned in step {_maker(facts, candidate.adapter)}"
+    return f"{prompts} on {model}"
+
+
+def _maker(facts: Facts, artifact: Artifact) -> str:
+    """The first step that made it."""
+    for step in facts.status.steps:
+        if artifact.sha256 in {made.sha256 for made in (step.prompt_set, step.adapter) if made is not None}:
+            return str(step.index)
+    return "?"
 
 
 def verdict(facts: Facts) -> Verdict:
@@ -94,8 +100,7 @@ def verdict(facts: Facts) -> Verdict:
         gain = float(best.score) - float(baseline.score)
         headline = (
             f"Validation score {percent(baseline.score)} \N{RIGHTWARDS ARROW} {percent(best.score)} "
-            f"({points(gain)}): the best program uses {prompts_name(facts, best)} prompts "
-            f"on the {'base model' if best.adapter is None else weights_name(facts, best)}."
+            f"({points(gain)}) with {_program(facts, best)}."
         )
         if float(best.low) <= float(baseline.high):
             details.append(
@@ -113,24 +118,27 @@ def verdict(facts: Facts) -> Verdict:
 
 def _about_test(facts: Facts) -> Iterator[str]:
     best, before = facts.best_test, facts.baseline_test
+    if best is None and facts.is_unchanged:
+        yield "No test set was given."
+        return
     if best is None:
         yield (
             "No test set was given: the validation score is that of the candidate with the highest one, and so it is "
-            "higher than what to expect of new examples."
+            "probably higher than what to expect on new examples."
         )
         return
-    yield f"On the test set, which no step has seen, it scores {_told(best)}."
+    yield f"On the test set, which no step was given, it scores {_told(best)}."
     if facts.is_unchanged:
         return
     if before is None:
         yield "The unchanged program was not measured on the test set (the base model was not being served at the end)."
         return
-    difference = points(best.score - before.score)
-    yield f"The unchanged program scores {_told(before)} there: a difference of {difference}."
-    if best.low <= before.high and before.low <= best.high:
-        yield "These two intervals overlap, so that the difference may be chance."
-    else:
-        yield "These two intervals do not overlap."
+    is_apart = best.low > before.high or before.low > best.high
+    intervals = "do not overlap" if is_apart else "overlap, so that the difference may be chance"
+    yield (
+        f"The unchanged program scores {_told(before)} there: a difference of {points(best.score - before.score)}; "
+        f"the two intervals {intervals}."
+    )
 
 
 def _told(score: CandidateScore) -> str:
@@ -138,17 +146,20 @@ def _told(score: CandidateScore) -> str:
 
 
 def warnings(facts: Facts) -> tuple[str, ...]:
-    """What went other than a reader may assume, the run's course first, then its data and its failed examples."""
-    found = [text for step in facts.status.steps for text in _of_step(step)]
-    return (*found, *_of_check(facts), *_of_examples(facts))
+    """What went other than a reader may assume: the run's course, its data, its failed examples, and details."""
+    steps = facts.status.steps
+    ended = [
+        f"{_sentence(step_name(step))} was {step.state.lower()}: {_because(step.reason, step.message)}"
+        for step in steps
+        if step.state in ("Skipped", "Stopped", "Failed")
+    ]
+    details = [text for step in steps for text in _of_stages(step)]
+    return tuple(_ended(text) for text in (*ended, *_of_check(facts), *_of_examples(facts), *details))
 
 
-def _of_step(step: StepStatus) -> Iterator[str]:
-    name = step_name(step)
-    if step.state in ("Skipped", "Stopped", "Failed"):
-        yield f"{_sentence(name)} was {step.state.lower()}: {_because(step.reason, step.message)}"
+def _of_stages(step: StepStatus) -> Iterator[str]:
     for stage in step.stages:
-        where = f"{_sentence(name)}, {stage.name}"
+        where = f"{_sentence(step_name(step))}, {stage.name}"
         if stage.message and stage.message != step.message and stage.state != "Running":
             yield f"{where}: {stage.message}"
         if stage.failures:
@@ -176,7 +187,7 @@ def _of_check(facts: Facts) -> Iterator[str]:
     if check is None:
         return
     told = [str(value) for name, value in check.facts.items() if name.startswith("warning.")]
-    yield from (_sentence(text.rstrip(".") + ".") for text in told)
+    yield from (_sentence(text) for text in told)
     more = _number(check.facts, "warnings") - len(told)
     if more > 0:
         yield f"{counted(more, 'more warning')} of the check {'is' if more == 1 else 'are'} not shown here."
@@ -208,3 +219,7 @@ def _number(facts: dict[str, int | str], name: str) -> int:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _ended(text: str) -> str:
+    return text if text.endswith((".", "!", "?", ")")) else f"{text}."

@@ -81,7 +81,7 @@ def _python(spec: Spec, served: str, facts: Facts) -> str:
     lines = ["import dspy", *_construction(spec), 'program.load("program.json")', "", "dspy.configure("]
     lines += [
         "    lm=dspy.LM(",
-        f"        {'hosted_vllm/' + served!r},",
+        f"        {_quoted('hosted_vllm/' + served)},",
         '        api_base="http://localhost:8000/v1",',
         '        api_key="none",',
         f"        {', '.join(options)},",
@@ -93,6 +93,11 @@ def _python(spec: Spec, served: str, facts: Facts) -> str:
     lines.append(")")
     arguments = ", ".join(f"{name}=..." for name in spec.data.inputs if name.isidentifier())
     return "\n".join([*lines, f"print(program({arguments}))"]) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """As Python source, in double quotes where that needs no escapes."""
+    return f'"{text}"' if text.isprintable() and not set(text) & {'"', "\\"} else repr(text)
 
 
 def _construction(spec: Spec) -> list[str]:
@@ -108,4 +113,4 @@ def _construction(spec: Spec) -> list[str]:
 def _inline(inline: InlineProgram) -> list[str]:
     module = "ChainOfThought" if inline.module == "chain-of-thought" else "Predict"
     # The instruction is in program.json, too; the signature gives the fields.
-    return ["", f"program = dspy.{module}({inline.signature!r})"]
+    return ["", f"program = dspy.{module}({_quoted(inline.signature)})"]

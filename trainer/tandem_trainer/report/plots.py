@@ -186,18 +186,21 @@ def _score_x(score: float) -> str:
 
 def _mark(x: str, y: float, mark: ScoreMark) -> Markup:
     style = f"mark {'filled' if mark.optimized else 'hollow'}"
-    shape = Markup('<path d="M0-8L8 0L0 8L-8 0Z" class="{}"/>') if mark.adapter else Markup('<circle r="6" class="{}"/>')
-    ring = Markup('<circle r="11" class="ring"/>') if mark.best else ""
-    # An inner svg puts a shape at a percentage.
-    return Markup('<svg x="{}" y="{:.1f}" overflow="visible">{}{}</svg>').format(x, y, ring, shape.format(style))
+    ring = Markup('<circle r="11" class="ring"/>') if mark.best else Markup("")
+    if mark.adapter:
+        return _placed(x, y, ring + Markup('<path d="M0-8L8 0L0 8L-8 0Z" class="{}"/>').format(style))
+    return _placed(x, y, ring + Markup('<circle r="6" class="{}"/>').format(style))
 
 
 def _dot(x: str, y: float, style: str) -> Markup:
     if style == "validation":
-        return Markup('<svg x="{}" y="{:.1f}" overflow="visible"><path d="M-4-4H4V4H-4Z" class="dot {}"/></svg>').format(
-            x, y, style
-        )
+        return _placed(x, y, Markup('<path d="M-4-4H4V4H-4Z" class="dot {}"/>').format(style))
     return Markup('<circle cx="{}" cy="{:.1f}" r="2.5" class="dot {}"/>').format(x, y, style)
+
+
+def _placed(x: str, y: float, shape: Markup) -> Markup:
+    """A shape around the origin, put at a percentage: only an inner svg can."""
+    return Markup('<svg x="{}" y="{:.1f}" overflow="visible">{}</svg>').format(x, y, shape)
 
 
 def _curve(
@@ -220,7 +223,7 @@ def _loss_axis(points: Sequence[LossPoint]) -> tuple[float, float, list[float]]:
     """The lowest and the highest loss shown, and the ticks between; from 0 where that costs less than half."""
     lowest, highest = min(p.loss for p in points), max(p.loss for p in points)
     low = 0.0 if 0 <= lowest < highest / 2 or lowest == highest >= 0 else lowest
-    step = _nice((highest - low) / 4) if highest > low else 1.0
+    step = _nice((highest - low) / 5) if highest > low else 1.0
     ticks = [step * n for n in range(math.floor(low / step + 1e-9), math.ceil(highest / step - 1e-9) + 1)]
     return ticks[0], ticks[-1] if len(ticks) > 1 else ticks[0] + step, ticks
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tandem_api.canonical import canonical_json, digest, seed_from
 from tandem_api.contract import StageResult
@@ -50,11 +50,12 @@ def run(context: StageContext) -> StageResult:
         return _train(context, settings, pairs, model_dir, workspace)
 
 
-def prepare_environment(environment: Any) -> None:
-    """Before the training libraries are imported: no calls home, no other trackers, one GPU.
+def prepare_environment(environment: MutableMapping[str, str]) -> None:
+    """Before the training libraries are imported: no calls home, the same sums in the same order, one GPU.
 
     Several GPUs in one process would be used through DataParallel, which TRL refuses.
     """
+    environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     environment["HF_HUB_OFFLINE"] = "1"  # the model is on this machine by now
     environment["HF_HUB_DISABLE_TELEMETRY"] = "1"
     environment["TOKENIZERS_PARALLELISM"] = "false"
@@ -147,6 +148,7 @@ def _facts(settings: WeightOptimizer, data: TrainingSet, trained: Trained, preci
         "tokens": data.tokens * settings.epochs,
         "seconds": round(trained.seconds),
         "precision": precision,
+        "prompts": settings.prompts,
     }
     if trained.loss is not None:
         facts["loss"] = f"{trained.loss:.4f}"

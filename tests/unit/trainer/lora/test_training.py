@@ -15,7 +15,7 @@ from tests.memory_store import MemoryStore
 from tests.unit.trainer.lora.tiny import trace
 
 from tandem_api.contract import StageRequest, StageResult, StorageRef
-from tandem_api.errors import ConfigurationError, DataError, PreemptedError
+from tandem_api.errors import ConfigurationError, DataError, PreemptedError, StorageUnavailableError
 from tandem_api.v1alpha1 import Spec
 from tandem_api.v1alpha1.status import Artifact
 from tandem_trainer.context import StageContext
@@ -123,7 +123,15 @@ def undisturbed(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 def test_the_loss_falls_and_the_facts_tell_how(undisturbed: tuple[World, StageResult]) -> None:
     world, result = undisturbed
     assert result.outcome == "done"
-    wanted = {"rows": 18, "validation_rows": 2, "dropped": 0, "epochs": 2, "steps": 10, "precision": "fp32"}
+    wanted = {
+        "rows": 18,
+        "validation_rows": 2,
+        "dropped": 0,
+        "epochs": 2,
+        "steps": 10,
+        "precision": "fp32",
+        "prompts": "vanilla",
+    }
     assert {name: result.facts[name] for name in wanted} == wanted
     lines = world.log()
     evaluations = [line["eval_loss"] for line in lines if "eval_loss" in line]
@@ -215,6 +223,32 @@ def test_a_training_killed_between_checkpoint_and_result_ends_without_another_st
     assert result.adapter == undisturbed[1].adapter
     assert world.log() == undisturbed[0].log()
     assert result.facts["loss"] == undisturbed[1].facts["loss"]
+
+
+def test_a_store_that_is_away_for_a_while_costs_a_checkpoint_and_not_the_training(
+    undisturbed: tuple[World, StageResult], make_world: Callable[..., World]
+) -> None:
+    world = make_world()
+
+    def refuse(key: str) -> None:
+        if "checkpoints/epoch-1/" in key:
+            raise StorageUnavailableError("no answer")
+
+    world.store.on_put = refuse
+    assert world.run().adapter == undisturbed[1].adapter
+    assert world.checkpoints() == {"epoch-2"}
+
+
+def test_a_stop_whose_checkpoint_cannot_be_kept_is_no_preemption(make_world: Callable[..., World]) -> None:
+    world = make_world(stop_at=3)
+
+    def refuse(key: str) -> None:
+        if "checkpoints/" in key:
+            raise StorageUnavailableError("no answer")
+
+    world.store.on_put = refuse
+    with pytest.raises(StorageUnavailableError):
+        world.run()
 
 
 def test_a_training_on_other_rows_starts_afresh(make_world: Callable[..., World]) -> None:
@@ -341,6 +375,15 @@ def test_a_damaged_adapter_to_continue_is_a_data_error(make_world: Callable[...,
     missing = Artifact(uri="s3://bucket/gone/", sha256="0" * 64)
     with pytest.raises(DataError):
         make_world(request_fields={"start_adapter": missing}).run()
+
+
+def test_what_a_killed_attempt_left_on_this_machine_is_removed(make_world: Callable[..., World]) -> None:
+    world = make_world(attempt=1)
+    left_over = world.tmp_path / "cache" / "training" / "u-1-2-1"
+    left_over.mkdir(parents=True)
+    world.optimizer = {"epochs": 1}
+    world.run()
+    assert not left_over.exists()
 
 
 def test_an_unknown_model_is_the_users_to_correct(make_world: Callable[..., World], tmp_path: Path) -> None:

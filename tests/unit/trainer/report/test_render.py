@@ -1,0 +1,143 @@
+"""The page: complete, well-formed, safe with whatever users wrote, and it loads nothing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from tests.unit.trainer.report.sample import BEGAN, HOSTILE, LONG_TEXT, LONG_WORD, RUNS, whole
+
+from tandem_api.v1alpha1.status import Status
+from tandem_trainer.report.facts import Facts
+from tandem_trainer.report.render import render_report
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Parses strictly: every element is closed, in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == [], f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]} at line {self.getpos()[0]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+    def values(self, name: str) -> list[str]:
+        return [value or "" for _, found, value in self.attributes if found == name]
+
+
+@pytest.fixture(params=RUNS)
+def facts(request: pytest.FixtureRequest) -> Facts:
+    return RUNS[request.param]()
+
+
+def test_the_page_is_well_formed_and_its_ids_are_unique(facts: Facts) -> None:
+    page = Page(render_report(facts))
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    named = {word for name in ("aria-labelledby",) for value in page.values(name) for word in value.split()}
+    linked = {value.removeprefix("#") for value in page.values("href")}
+    assert named | linked <= set(ids)
+    assert ("html", "lang", "en") in page.attributes and page.tags.count("h1") == page.tags.count("main") == 1
+
+
+def test_the_page_loads_nothing_and_runs_nothing(facts: Facts) -> None:
+    html = render_report(facts)
+    page = Page(html)
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert all(value.startswith("#") for value in page.values("href"))
+    names = {name for _, name, _ in page.attributes}
+    assert not {"src", "srcset", "style", "xlink:href"} & names and not [name for name in names if name[:2] == "on"]
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+    assert any("default-src 'none'" in value for value in page.values("content"))
+
+
+def test_what_users_wrote_is_shown_as_they_wrote_it(facts: Facts) -> None:
+    html = render_report(facts)
+    assert "<script" not in html and "<img" not in html and "&amp;amp;" not in html
+    if facts.comparisons:
+        text = Page(html).text
+        assert HOSTILE in text and LONG_WORD in text and LONG_TEXT in text
+
+
+def test_a_hostile_name_stays_text() -> None:
+    facts = whole()
+    html = render_report(replace(facts, request=facts.request.model_copy(update={"name": HOSTILE})))
+    assert "<script" not in html and HOSTILE in Page(html).text
+
+
+def test_absent_values_never_show_as_python_writes_them(facts: Facts) -> None:
+    text = Page(render_report(facts)).text
+    assert re.findall(r"\b(None|nan|inf|Undefined)\b", text.replace('{"nan": 2}', "")) == []
+
+
+def test_every_candidate_step_and_stage_is_there(facts: Facts) -> None:
+    text = Page(render_report(facts)).text
+    for step in facts.status.steps:
+        for candidate in step.candidates:
+            assert candidate.id in text and f"{100 * float(candidate.score):.1f}%" in text
+        if step.message:
+            assert step.message in text
+    for stage in facts.stages:
+        assert f"{stage.step} {stage.kind}: {stage.stage}" in text
+    for search in facts.searches:
+        for trial in search.trials:
+            assert f"{trial.tokens:,}" in text
+    assert text.count("★ chosen") == sum(bool(search.trials) for search in facts.searches)
+    assert f"{facts.usage.tokens:,}" in text and f"{facts.usage.calls:,} calls" in text
+
+
+def test_a_fold_keeps_the_whole_text_and_short_texts_are_not_folded() -> None:
+    html = render_report(whole())
+    assert f'<div class="long">{LONG_TEXT}</div>' in html
+    assert '<span class="long">A delight from start to end.</span>' in html
+
+
+def test_changed_examples_are_marked_by_word_and_not_by_colour_alone() -> None:
+    text = Page(render_report(whole())).text
+    assert text.count("▲ better") == 3 and text.count("▼ worse") == 1 and text.count("= same score") == 1
+    assert "15 became better, 2 worse, 23 stayed" in text
+
+
+def test_gpu_time_is_shown_where_there_is_any() -> None:
+    facts = whole()
+    assert "GPU time" not in Page(render_report(facts)).text
+    usage = facts.usage.model_copy(update={"gpu_seconds": 3700})
+    assert "1 h 1 min" in Page(render_report(replace(facts, usage=usage))).text
+
+
+def test_a_run_of_which_next_to_nothing_is_known_still_has_its_page() -> None:
+    """The report comes last: it must not be what a run fails with."""
+    facts = whole()
+    bare = Status(steps=(), best=facts.best, started=BEGAN)
+    empty = replace(
+        facts, status=bare, test=(), stages=(), searches=(), trainings=(), comparisons=(), sizes={}, versions={}
+    )
+    text = Page(render_report(empty)).text
+    assert "The best program scores 87.5% on validation." in text and "optimized" not in text.split("Scores")[0]

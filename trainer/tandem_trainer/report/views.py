@@ -1,0 +1,203 @@
+"""What the page's sections show, prepared from the facts: one view a search, a training and a predictor. Pure.
+
+Called by `render`. Counts that stages report get their names in words here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from tandem_api.records import PredictorPrompt
+from tandem_api.v1alpha1.spec import Spec
+from tandem_api.v1alpha1.status import StageStatus, StepStatus
+from tandem_trainer.report import formats
+from tandem_trainer.report.facts import Facts, Search, Training
+from tandem_trainer.report.plots import LossPoint, loss_plot
+
+#: Lines of a training log that the page repeats as a table; the figure has all of them.
+MAX_LOG_LINES = 40
+
+
+@dataclass(frozen=True)
+class SearchView:
+    """One `p` step for the page."""
+
+    step: StepStatus
+    search: Search
+    winner: int | None
+    settings: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, str], ...]
+    has_full: bool
+    """Some candidates were scored on all of validation after the search on a part."""
+
+
+@dataclass(frozen=True)
+class TrainingView:
+    """One `w` step for the page."""
+
+    step: StepStatus
+    plot: Markup
+    has_validation: bool
+    settings: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, str], ...]
+    traces: tuple[tuple[str, str], ...]
+    """What the traces stage before it counted."""
+    log: tuple[dict[str, float], ...]
+    every: int
+    """The table holds each n-th line of the log."""
+
+
+@dataclass(frozen=True)
+class PredictorView:
+    """A predictor's prompt before and after."""
+
+    name: str
+    before: PredictorPrompt
+    after: PredictorPrompt
+    messages: tuple[dict[str, Any], ...]
+
+
+def search_view(facts: Facts, search: Search) -> SearchView:
+    """A search, with its step's settings and counts."""
+    step = _step(facts, search.step)
+    stage = _stage(step, "optimize")
+    counts = dict(stage.facts) if stage else {}
+    winner = counts.pop("winner", None)
+    return SearchView(
+        step=step,
+        search=search,
+        winner=winner if isinstance(winner, int) else None,
+        settings=_prompt_settings(facts.request.spec, step.index),
+        facts=_pairs(counts),
+        has_full=any(trial.full is not None for trial in search.trials),
+    )
+
+
+def training_view(facts: Facts, training: Training) -> TrainingView:
+    """A training, with its figure, its step's settings and counts."""
+    step = _step(facts, training.step)
+    traces = _stage(step, "traces")
+    curves = {
+        name: [LossPoint(line.get("step", 0), line[name]) for line in training.log if name in line]
+        for name in ("loss", "eval_loss")
+    }
+    every = -(-len(training.log) // MAX_LOG_LINES) or 1
+    return TrainingView(
+        step=step,
+        plot=loss_plot(str(step.index), curves["loss"], curves["eval_loss"]),
+        has_validation=bool(curves["eval_loss"]),
+        settings=_weight_settings(facts.request.spec, step.index),
+        facts=_pairs(training.facts),
+        traces=_pairs(traces.facts if traces else {}),
+        log=tuple(line for n, line in enumerate(training.log, start=1) if n % every == 0 or "eval_loss" in line),
+        every=every,
+    )
+
+
+def predictor_views(facts: Facts) -> tuple[PredictorView, ...]:
+    """Every predictor of the program, in its order."""
+    return tuple(
+        PredictorView(name, facts.vanilla.predictors.get(name, prompt), prompt, facts.templates.get(name, ()))
+        for name, prompt in facts.prompts.predictors.items()
+    )
+
+
+def about_run(facts: Facts) -> tuple[tuple[str, str], ...]:
+    """What was run, for who wants to run it again."""
+    request, spec, sampling = facts.request, facts.request.spec, facts.request.spec.model.sampling
+    program, metric, data = spec.program, spec.metric, spec.data
+    about = [("run", f"{request.namespace}/{request.name} (uid {request.uid})")]
+    if program.inline is not None:
+        about.append(("program", f"{program.inline.module}: {program.inline.signature}"))
+    else:
+        about.append(("program", f"{program.entrypoint} {program.arguments or ''}".strip()))
+    about += [
+        ("format", program.adapter_name),
+        ("metric", metric.entrypoint or f"{metric.builtin} of the field {metric.field}"),
+        ("inputs", ", ".join(data.inputs)),
+    ]
+    for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        size = facts.sizes.get(name, 0)
+        if split is not None:
+            about.append((name, f"{formats.counted(size, 'example')} of {split.uri}"))
+        elif name == "validation":
+            about.append((name, f"{formats.counted(size, 'example')}, held out of the training data"))
+        else:
+            about.append((name, "none"))
+    about += [
+        ("model", spec.model.uri),
+        ("sampling", f"temperature {sampling.temperature}, top-p {sampling.top_p}, {sampling.max_tokens} tokens"),
+        ("seed", str(spec.seed)),
+    ]
+    if facts.status.started is not None:
+        about.append(("started", f"{facts.status.started:%Y-%m-%d %H:%M:%S} UTC"))
+    if facts.versions:
+        about.append(("versions", ", ".join(f"{name} {version}" for name, version in facts.versions.items())))
+    return tuple(about)
+
+
+def _step(facts: Facts, index: int) -> StepStatus:
+    return next(step for step in facts.status.steps if step.index == index)
+
+
+def _stage(step: StepStatus, name: str) -> StageStatus | None:
+    return next((stage for stage in step.stages if stage.name == name), None)
+
+
+def _prompt_settings(spec: Spec, index: int) -> tuple[tuple[str, str], ...]:
+    chosen = spec.prompts_of(index)
+    start = spec.steps[index - 1].start_from or "original"
+    return (
+        ("optimizer", chosen.type),
+        ("starts from", f"the {start} prompts"),
+        ("candidates", f"at most {chosen.candidates}"),
+        ("demos", f"at most {chosen.max_bootstrapped_demos} bootstrapped, {chosen.max_labeled_demos} in all"),
+        ("threshold", chosen.threshold),
+    )
+
+
+def _weight_settings(spec: Spec, index: int) -> tuple[tuple[str, str], ...]:
+    chosen = spec.weights_of(index)
+    modules = chosen.target_modules if isinstance(chosen.target_modules, str) else ", ".join(chosen.target_modules)
+    return (
+        ("optimizer", f"{chosen.type}, rank {chosen.rank}, alpha {chosen.alpha}"),
+        ("modules", modules),
+        ("learning rate", f"{chosen.learning_rate}, {chosen.schedule}"),
+        ("batch size", str(chosen.batch_size)),
+        ("prompts in the rows", chosen.prompts),
+    )
+
+
+_LABELS = {
+    "bootstrap_examples": "training examples run",
+    "bootstrap_passed": "of these passed",
+    "retried": "run again with demos",
+    "retry_passed": "of these passed",
+    "candidates": "candidates made",
+    "scored": "candidates scored",
+    "search_examples": "examples per candidate",
+    "rows": "training rows",
+    "validation_rows": "validation rows",
+    "dropped": "rows too long, dropped",
+    "steps": "optimizer steps",
+    "tokens": "tokens trained on",
+    "seconds": "training time",
+    "loss": "training loss, last epoch",
+    "eval_loss": "validation loss, last",
+    "capped": "beyond maxPerExample",
+}
+
+
+def _pairs(facts: dict[str, int | str]) -> tuple[tuple[str, str], ...]:
+    """A stage's counts with their names in words."""
+    pairs = []
+    for name, value in facts.items():
+        label = _LABELS.get(name, name.replace("_", " ").replace("rows.", "rows of "))
+        if name == "seconds" and isinstance(value, int):
+            pairs.append((label, formats.duration(value)))
+        else:
+            pairs.append((label, formats.count(value) if isinstance(value, int) else value))
+    return tuple(pairs)
