@@ -18,7 +18,7 @@ MAX_LORA_RANK = 512
 RESERVED_ARGUMENTS = ("model", "served-model-name", "host", "port", "api-key", "lora-modules", "enable-lora")
 _RESERVED_PATTERN = "|".join(RESERVED_ARGUMENTS).replace("-", "[-_]")
 #: Fields of the spec that may change while a run lives: how far it goes, not what it does. All others are immutable.
-MUTABLE_FIELDS = frozenset({"suspend", "budget", "stop", "attempts", "stageTimeoutSeconds", "ttlSecondsAfterFinished"})
+MUTABLE_FIELDS = frozenset({"suspend", "budget", "ttlSecondsAfterFinished"})
 
 
 class InlineProgram(Model):
@@ -448,7 +448,7 @@ class Spec(Model):
             rule(f"self.{name} == oldSelf.{name}", f"{name} is immutable: create a new run instead")
             for name in (
                 *("program", "metric", "data", "model", "promptOptimizer", "weightOptimizer", "evaluation"),
-                *("serving", "training", "seed"),
+                *("serving", "training", "seed", "attempts", "stageTimeoutSeconds", "stop"),
             )
         ),
         *(

@@ -126,6 +126,9 @@ CHANGES: dict[str, Any] = {
     "tracking": {"mlflow": {"uri": "http://mlflow", "experiment": "e"}},
     "queue": "gpus",
     "priorityClass": "high",
+    "attempts": 1,
+    "stageTimeoutSeconds": 60,
+    "stop": {"patience": 1},
 }
 
 
@@ -181,8 +184,7 @@ def test_an_immutable_field_cannot_be_changed_added_or_removed(name):
 
 
 def test_how_far_a_run_goes_can_be_changed():
-    limits = {"budget": {"tokens": 10}, "stop": {"patience": 1}, "attempts": 1, "stageTimeoutSeconds": 60}
-    new = document(suspend=True, ttlSecondsAfterFinished=60, **limits)
+    new = document(suspend=True, ttlSecondsAfterFinished=60, budget={"tokens": 10})
     assert new["spec"].keys() >= MUTABLE_FIELDS
     assert broken_rules(new, document()) == broken_rules(document(), new) == []
 

@@ -30,29 +30,30 @@ class Handover:
 def handover(facts: Facts) -> Handover:
     """The snippets of this run's best program."""
     spec = facts.request.spec
-    base, model = _base(spec)
-    served = _served_name(facts.request.name) if facts.best.adapter is not None else base
-    serve = ["vllm", "serve", base, *spec.serving.extra_args]
+    base, options, model = _base(spec)
+    serve = ["vllm", "serve", base, *options, *spec.serving.extra_args]
+    served = base
     if facts.best.adapter is not None:
+        served = f"{facts.request.name}-adapter"
         serve += ["--enable-lora", f"--max-lora-rank={_rank(facts)}", "--lora-modules", f"{served}=./adapter"]
+    elif model:
+        served = facts.request.name
+        serve.append(f"--served-model-name={served}")
     return Handover(
-        python=_python(spec, served, facts),
+        python=_python(spec, served),
         serve=_folded([shlex.quote(word) for word in serve]),
         model=model,
         is_plain=spec.program.adapter_name == "plain",
     )
 
 
-def _base(spec: Spec) -> tuple[str, str]:
-    scheme, _, rest = spec.model.uri.partition(":")
-    name, _, revision = rest.removeprefix("//").partition("@")
-    if scheme == "hf":
-        return name, f"revision {revision}: add --revision={revision}" if revision else ""
-    return "./model", f"./model is the folder of {spec.model.uri}, in the form of transformers"
-
-
-def _served_name(run: str) -> str:
-    return f"{run}-adapter"
+def _base(spec: Spec) -> tuple[str, list[str], str]:
+    """The model as vLLM is told it, options that belong to it, and what is to be said of it."""
+    scheme, _, rest = spec.model.uri.partition("://")
+    if scheme != "hf":
+        return "./model", [], f"./model is the folder of {spec.model.uri}, in the form of transformers"
+    name, _, revision = rest.partition("@")
+    return name, [f"--revision={revision}"] if revision else [], ""
 
 
 def _rank(facts: Facts) -> int:
@@ -73,7 +74,7 @@ def _folded(words: list[str]) -> str:
     return " \\\n  ".join(lines)
 
 
-def _python(spec: Spec, served: str, facts: Facts) -> str:
+def _python(spec: Spec, served: str) -> str:
     sampling = spec.model.sampling
     options = [f"temperature={sampling.temperature}", f"max_tokens={sampling.max_tokens}"]
     if sampling.top_p != "1":

@@ -171,31 +171,41 @@ def _weight_settings(spec: Spec, index: int) -> tuple[tuple[str, str], ...]:
     )
 
 
+#: What stages count, in words and in the order in which it is shown; all else comes after it, under its own name.
 _LABELS = {
-    "bootstrap_examples": "training examples run",
-    "bootstrap_passed": "of these passed",
+    "bootstrap_examples": "bootstrap runs",
+    "bootstrap_passed": "bootstrap runs passed",
     "retried": "run again with demos",
-    "retry_passed": "of these passed",
+    "retry_passed": "passed then",
     "candidates": "candidates made",
     "scored": "candidates scored",
     "search_examples": "examples per candidate",
+    "winner_kind": "chosen",
+    "runs": "runs",
+    "failed": "runs failed",
+    "passed": "runs passed",
+    "duplicates": "duplicates, dropped",
+    "capped": "beyond maxPerExample",
+    "kept": "traces kept",
+    "examples_with_traces": "examples with traces",
     "rows": "training rows",
     "validation_rows": "validation rows",
     "dropped": "rows too long, dropped",
+    "epochs": "epochs",
     "steps": "optimizer steps",
     "tokens": "tokens trained on",
     "seconds": "training time",
     "loss": "training loss, last epoch",
     "eval_loss": "validation loss, last",
-    "capped": "beyond maxPerExample",
 }
 
 
 def _pairs(facts: dict[str, int | str]) -> tuple[tuple[str, str], ...]:
     """A stage's counts with their names in words."""
     pairs = []
-    for name, value in facts.items():
-        label = _LABELS.get(name, name.replace("_", " ").replace("rows.", "rows of "))
+    for name in (*(name for name in _LABELS if name in facts), *(name for name in facts if name not in _LABELS)):
+        value = facts[name]
+        label = _LABELS.get(name, name.replace("rows.", "rows of ").replace("_", " "))
         if name == "seconds" and isinstance(value, int):
             pairs.append((label, formats.duration(value)))
         else:

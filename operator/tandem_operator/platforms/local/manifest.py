@@ -9,10 +9,8 @@ from urllib.parse import unquote
 from tandem_api.errors import ConfigurationError
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_api.v1alpha1.run import ManifestError, Problem
-from tandem_api.v1alpha1.spec import Code, Split
+from tandem_api.v1alpha1.spec import MUTABLE_FIELDS, Code, Split
 
-#: What may change after a run has begun: it says how far and how patiently the run goes, never what it computes.
-MUTABLE = ("suspend", "budget", "stop", "ttlSecondsAfterFinished", "attempts", "stageTimeoutSeconds")
 _CLUSTER_SCHEMES = ("configmap:", "pvc:")
 _FORMATS = (".jsonl", ".json", ".csv")
 
@@ -107,12 +105,14 @@ def adopt(stored: OptimizationRun | None, wanted: OptimizationRun, uid: str) -> 
         *_differences("metadata.name", stored.metadata.name, wanted.metadata.name),
         *_differences("metadata.namespace", stored.metadata.namespace, wanted.metadata.namespace),
     ]
-    for field in sorted({*old, *new} - set(MUTABLE)):
+    for field in sorted({*old, *new} - MUTABLE_FIELDS):
         fixed += _differences(f"spec.{field}", old.get(field), new.get(field))
     if fixed:
         raise ConfigurationError(
             "this folder holds a run that has begun, and a run's spec cannot be changed except for "
-            f"{', '.join(MUTABLE)}:\n" + "\n".join(f"  {text}" for text in fixed[:10]) + "\nUse another --workdir."
+            f"{', '.join(sorted(MUTABLE_FIELDS))}:\n"
+            + "\n".join(f"  {text}" for text in fixed[:10])
+            + "\nUse another --workdir."
         )
     changed = old != new
     metadata = stored.metadata.model_copy(

