@@ -195,4 +195,6 @@ class LocalPlatform:
             **{name: value for name, value in location.items() if value},
             ENV_CACHE: str(cache_folder()),
             "PYTHONUNBUFFERED": "1",
+            # OpenMP threads that wait by spinning make torch ten times slower as soon as anything else runs here.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
