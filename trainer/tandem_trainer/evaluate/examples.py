@@ -18,7 +18,7 @@ from tandem_api.canonical import canonical_json, digest, seed_from
 from tandem_api.errors import ConfigurationError, DataError
 from tandem_api.store import ObjectStore
 from tandem_api.v1alpha1 import Spec
-from tandem_api.v1alpha1.spec import Split
+from tandem_api.v1alpha1.task import Split
 from tandem_trainer.evaluate.files import read_rows
 
 T = TypeVar("T")

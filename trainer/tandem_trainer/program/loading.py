@@ -14,7 +14,8 @@ import dspy
 from tandem_api.canonical import digest
 from tandem_api.errors import ConfigurationError, DataError
 from tandem_api.records import PredictorPrompt, PromptSet
-from tandem_api.v1alpha1.spec import InlineProgram, Spec
+from tandem_api.v1alpha1.spec import Spec
+from tandem_api.v1alpha1.task import InlineProgram
 from tandem_trainer.lm.client import Mode
 from tandem_trainer.lm.served import check_options
 from tandem_trainer.program.adapters import AdapterName, build_adapter

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from tandem_api.v1alpha1.spec import InlineProgram, Spec
+from tandem_api.v1alpha1.spec import Spec
+from tandem_api.v1alpha1.task import InlineProgram
 from tandem_trainer.lora.servable import rank_ceiling
 from tandem_trainer.report.facts import Facts
 

@@ -9,7 +9,8 @@ from urllib.parse import unquote
 from tandem_api.errors import ConfigurationError
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_api.v1alpha1.run import ManifestError, Problem
-from tandem_api.v1alpha1.spec import MUTABLE_FIELDS, Code, Split
+from tandem_api.v1alpha1.spec import MUTABLE_FIELDS
+from tandem_api.v1alpha1.task import Code, Split
 
 _CLUSTER_SCHEMES = ("configmap:", "pvc:")
 _FORMATS = (".jsonl", ".json", ".csv")

@@ -17,7 +17,7 @@ from typing import Protocol
 from tandem_api.contract import StorageRef
 from tandem_api.errors import ConfigurationError, StorageRefusedError, StorageUnavailableError
 from tandem_api.store import S3Store
-from tandem_api.v1alpha1.spec import S3
+from tandem_api.v1alpha1.infrastructure import S3
 from tandem_operator.platforms.local.machine import LOOPBACK, free_port, is_free, without_proxy
 from tandem_operator.platforms.local.processes import Child, Launch, spawn
 from tandem_operator.platforms.local.workdir import Workdir, write_atomically

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.operator.local.children import until
 
 from tandem_api.errors import ConfigurationError, StorageRefusedError, StorageUnavailableError
-from tandem_api.v1alpha1.spec import S3
+from tandem_api.v1alpha1.infrastructure import S3
 from tandem_operator.platforms.local import storage as module
 from tandem_operator.platforms.local.machine import without_proxy
 from tandem_operator.platforms.local.storage import MAX_RESTARTS, EmbeddedStorage, ExternalStorage, find_weed

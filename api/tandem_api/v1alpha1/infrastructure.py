@@ -1,0 +1,135 @@
+"""Where a run happens: serving, training, storage, tracking."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from tandem_api.v1alpha1.base import FreeForm, Model, cel, rule
+
+#: vLLM arguments that Tandem sets itself.
+RESERVED_ARGUMENTS = ("model", "served-model-name", "host", "port", "api-key", "lora-modules", "enable-lora")
+_RESERVED_PATTERN = "|".join(RESERVED_ARGUMENTS).replace("-", "[-_]")
+
+
+class Serving(Model):
+    """How vLLM serves the model."""
+
+    replicas: int = Field(1, ge=1, le=256)
+    """Servers of the same model; more of them evaluate faster."""
+    resources: FreeForm | None = None
+    """Kubernetes resources of the vLLM container."""
+    pod_template: FreeForm | None = None
+    """A patch of the pod template; Tandem's own fields win."""
+    extra_args: tuple[Annotated[str, Field(max_length=512)], ...] = Field((), max_length=64)
+    """More arguments for vLLM, for example "--max-model-len=4096"."""
+    adapters: Literal["reload", "rollout", "merged"] | None = None
+    """How a tuned adapter is served: loaded into the running server, by a new roll-out, or merged into the weights.
+    Default: reload with a GPU, merged without one."""
+    handover: Literal["release", "keep"] = "release"
+    """Whether serving gives its GPU back while weights are trained."""
+    startup_timeout_seconds: int = Field(1200, ge=10, le=86_400)
+    """How long the server may take until it is ready."""
+
+    @field_validator("extra_args")
+    @classmethod
+    def _reserved(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for argument in value:
+            name = argument.split("=")[0].replace("_", "-")  # vLLM takes both spellings
+            if not argument.startswith("-"):
+                raise ValueError(f"found {argument!r}; write each argument as one item: '--name=value'")
+            if name.removeprefix("--") in RESERVED_ARGUMENTS:
+                raise ValueError(f"found {name}, which Tandem sets itself; remove it")
+        return value
+
+    model_config = cel(
+        rule(
+            "!has(self.extraArgs) || self.extraArgs.all(argument, argument.startsWith('-'))",
+            "extraArgs: write each argument as one item: '--name=value'",
+        ),
+        rule(
+            "!has(self.extraArgs) || "
+            f"!self.extraArgs.exists(argument, argument.matches('^--({_RESERVED_PATTERN})(=|$)'))",
+            "extraArgs holds an argument that Tandem sets itself; remove it",
+        ),
+    )
+
+
+class Training(Model):
+    """Where weights are trained."""
+
+    resources: FreeForm | None = None
+    """Kubernetes resources of the training container."""
+    nodes: int = Field(1, ge=1, le=64)
+    """Machines that train together."""
+    backend: Literal["job", "jobset", "trainjob"] = "job"
+    """What runs the training on a cluster: a plain Job, a JobSet or a Kubeflow TrainJob."""
+    pod_template: FreeForm | None = None
+    """A patch of the pod template; Tandem's own fields win."""
+
+
+class S3(Model):
+    """An S3 bucket."""
+
+    bucket: str = Field(min_length=3, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*[a-z0-9]$")
+    """The bucket's name."""
+    prefix: str = Field("", max_length=512, pattern=r"^[A-Za-z0-9._/-]*$")
+    """What the keys of all runs begin with; without `.` and `..` parts."""
+    endpoint: str | None = Field(None, max_length=512, pattern=r"^https?://")
+    """The server, if it is not AWS."""
+    region: str | None = Field(None, max_length=64)
+    """The bucket's region. Default: AWS_REGION, or us-east-1."""
+    credentials_secret: str | None = Field(None, max_length=253)
+    """A Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. On one machine: those two environment variables."""
+    service_account: str | None = Field(None, max_length=253)
+    """A service account with rights of its own to the bucket, instead of a Secret."""
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> Self:
+        if self.credentials_secret is not None and self.service_account is not None:
+            raise ValueError("at most one of credentialsSecret and serviceAccount may be given")
+        return self
+
+    @field_validator("prefix")
+    @classmethod
+    def _no_traversal(cls, value: str) -> str:
+        if any(part in ("..", ".") for part in value.split("/")):
+            raise ValueError(f"found {value!r}; a prefix may not contain '.' or '..' parts")
+        return value.strip("/")
+
+    model_config = cel(
+        rule(
+            "!(has(self.credentialsSecret) && has(self.serviceAccount))",
+            "at most one of credentialsSecret and serviceAccount may be given",
+        ),
+        rule(
+            "!has(self.prefix) || !self.prefix.matches('(^|/)[.][.]?(/|$)')",
+            "a prefix may not contain '.' or '..' parts",
+        ),
+    )
+
+
+class Storage(Model):
+    """Where everything is kept."""
+
+    s3: S3
+    """The bucket."""
+    deletion_policy: Literal["Retain", "Delete"] = "Retain"
+    """What happens to the run's objects when the resource is deleted."""
+
+
+class MLflow(Model):
+    """An MLflow server."""
+
+    uri: str = Field(max_length=512)
+    """The tracking server."""
+    experiment: str = Field(max_length=256)
+    """The experiment that the run is logged to."""
+
+
+class Tracking(Model):
+    """Experiment tracking."""
+
+    mlflow: MLflow | None = None
+    """Where the run's parameters, scores and artifacts are logged, too."""
