@@ -18,8 +18,6 @@ PROGRESSING = "Progressing"
 #: The run is held by `spec.suspend`.
 SUSPENDED = "Suspended"
 
-TYPES = (SUCCEEDED, ACCEPTED, SERVING_READY, PROGRESSING, SUSPENDED)
-
 ConditionStatus = Literal["True", "False", "Unknown"]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from pydantic.alias_generators import to_camel
 
 
@@ -43,10 +43,35 @@ PositiveDecimal = Annotated[
 ]
 #: A decimal number in [0, 1] as a string: "0.25".
 Fraction = Annotated[str, Field(pattern=r"^(0(\.[0-9]+)?|1(\.0+)?)$", max_length=24), BeforeValidator(_refuse_number)]
+#: An integer: neither a text nor a decimal nor true and false, which the API server refuses, too.
+Integer = Annotated[int, Strict()]
 #: A sha256 as 64 lower-case hex digits.
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
-#: Where something lies: a scheme and a path.
-Uri = Annotated[str, Field(pattern=r"^[a-z0-9+.-]+:.+$", max_length=1024)]
+
+
+class Schemes:
+    """The schemes that an address may have: its pattern for the CRD, and a check with a message for people."""
+
+    def __init__(self, *names: str) -> None:
+        self._allowed = ", ".join(f"{name}:" for name in names)
+        self.pattern = rf"^({'|'.join(names)}):.+$"
+        self._names = names
+
+    def check(self, value: Any) -> Any:
+        """`value`, if it is an address that is allowed or no text at all. Raises ValueError."""
+        if isinstance(value, str) and value.partition(":")[0] not in self._names:
+            raise ValueError(f"found {value!r}; allowed: an address that begins with one of {self._allowed}")
+        return value
+
+
+_CODE, _DATA = Schemes("file", "s3", "configmap"), Schemes("file", "s3", "configmap", "hf")
+_MODEL = Schemes("hf", "s3", "pvc", "file", "pypi")
+#: Where code lies.
+CodeUri = Annotated[str, Field(pattern=_CODE.pattern, max_length=1024), BeforeValidator(_CODE.check)]
+#: Where a data set lies.
+DataUri = Annotated[str, Field(pattern=_DATA.pattern, max_length=1024), BeforeValidator(_DATA.check)]
+#: Where a model lies.
+ModelUri = Annotated[str, Field(pattern=_MODEL.pattern, max_length=1024), BeforeValidator(_MODEL.check)]
 #: A Python object: "package.module:name".
 Entrypoint = Annotated[
     str,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tandem_api.v1alpha1.base import FreeForm, Model, cel, rule
+from tandem_api.v1alpha1.base import FreeForm, Integer, Model, cel, rule
 
 #: vLLM arguments that Tandem sets itself.
 RESERVED_ARGUMENTS = ("model", "served-model-name", "host", "port", "api-key", "lora-modules", "enable-lora")
@@ -16,7 +16,7 @@ _RESERVED_PATTERN = "|".join(RESERVED_ARGUMENTS).replace("-", "[-_]")
 class Serving(Model):
     """How vLLM serves the model."""
 
-    replicas: int = Field(1, ge=1, le=256)
+    replicas: Integer = Field(1, ge=1, le=256)
     """Servers of the same model; more of them evaluate faster."""
     resources: FreeForm | None = None
     """Kubernetes resources of the vLLM container."""
@@ -29,7 +29,7 @@ class Serving(Model):
     Default: reload with a GPU, merged without one."""
     handover: Literal["release", "keep"] = "release"
     """Whether serving gives its GPU back while weights are trained."""
-    startup_timeout_seconds: int = Field(1200, ge=10, le=86_400)
+    startup_timeout_seconds: Integer = Field(1200, ge=10, le=86_400)
     """How long the server may take until it is ready."""
 
     @field_validator("extra_args")
@@ -61,7 +61,7 @@ class Training(Model):
 
     resources: FreeForm | None = None
     """Kubernetes resources of the training container."""
-    nodes: int = Field(1, ge=1, le=64)
+    nodes: Integer = Field(1, ge=1, le=64)
     """Machines that train together."""
     backend: Literal["job", "jobset", "trainjob"] = "job"
     """What runs the training on a cluster: a plain Job, a JobSet or a Kubeflow TrainJob."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tandem_api.v1alpha1.base import Fraction, Model, PositiveDecimal, cel, rule
+from tandem_api.v1alpha1.base import Fraction, Integer, Model, PositiveDecimal, cel, rule
 
 
 class PromptOptimizer(Model):
@@ -15,34 +15,34 @@ class PromptOptimizer(Model):
 
     type: Literal["bootstrap-random-search"] = "bootstrap-random-search"
     """`bootstrap-random-search`: BFRS, BetterTogether (arXiv 2407.10930) section 3 and appendix."""
-    candidates: int = Field(12, ge=1, le=256)
+    candidates: Integer = Field(12, ge=1, le=256)
     """Candidate programs, the zero-shot, labelled and unshuffled ones included."""
-    max_bootstrapped_demos: int = Field(3, ge=0, le=64)
+    max_bootstrapped_demos: Integer = Field(3, ge=0, le=64)
     """Demos from passing traces, per predictor."""
-    max_labeled_demos: int = Field(3, ge=0, le=64)
+    max_labeled_demos: Integer = Field(3, ge=0, le=64)
     """Demos of a predictor in all, filled up with labelled examples where these have all its outputs."""
     threshold: Fraction = "1"
     """A trace passes when its score is at least this."""
-    train_size: int | None = Field(None, ge=1)
+    train_size: Integer | None = Field(None, ge=1)
     """Bootstrap from at most this many training examples (seeded sample)."""
-    validation_size: int | None = Field(None, ge=1)
+    validation_size: Integer | None = Field(None, ge=1)
     """Score candidates on at most this many validation examples (seeded sample) and the best one on all of them."""
 
 
 class Traces(Model):
     """Which runs of the program become training rows."""
 
-    samples_per_example: int = Field(1, ge=1, le=64)
+    samples_per_example: Integer = Field(1, ge=1, le=64)
     """Runs of the program per training example."""
     temperature: PositiveDecimal = "0.7"
     """Sampling temperature of those runs; used where samplesPerExample > 1 (one run uses the model's own)."""
     threshold: Fraction = "1"
     """A trace is kept when its score is at least this."""
-    max_per_example: int = Field(4, ge=1, le=64)
+    max_per_example: Integer = Field(4, ge=1, le=64)
     """At most this many different traces of one example are kept."""
-    min_traces: int = Field(8, ge=1)
+    min_traces: Integer = Field(8, ge=1)
     """With fewer kept traces the step is skipped, with the reason."""
-    train_size: int | None = Field(None, ge=1)
+    train_size: Integer | None = Field(None, ge=1)
     """Use at most this many training examples (seeded sample)."""
 
 
@@ -51,9 +51,9 @@ class WeightOptimizer(Model):
 
     type: Literal["lora"] = "lora"
     """LoRA with PEFT; the base weights stay as they are."""
-    rank: int = Field(16, ge=1, le=512)
+    rank: Integer = Field(16, ge=1, le=512)
     """LoRA rank; vLLM serves it under the next of 8, 16, 32, 64, 128, 256, 320, 512. The paper: 32."""
-    alpha: int = Field(32, ge=1, le=4096)
+    alpha: Integer = Field(32, ge=1, le=4096)
     """LoRA alpha. The paper: 64."""
     dropout: Fraction = "0"
     """Dropout in the LoRA layers. The paper: 0."""
@@ -67,13 +67,13 @@ class WeightOptimizer(Model):
     """How the learning rate goes on after the warm-up: it stays, or falls to 0 in a line or half a cosine."""
     warmup_fraction: Fraction = "0.03"
     """Part of all optimizer steps in which the learning rate rises from 0."""
-    epochs: int = Field(3, ge=1, le=100)
+    epochs: Integer = Field(3, ge=1, le=100)
     """Passes over the kept traces. The paper: 5."""
-    batch_size: int = Field(8, ge=1, le=4096)
+    batch_size: Integer = Field(8, ge=1, le=4096)
     """Rows per optimizer step, all devices together. The paper: 8."""
-    micro_batch_size: int | None = Field(None, ge=1, le=4096)
+    micro_batch_size: Integer | None = Field(None, ge=1, le=4096)
     """Rows per forward pass; default: the whole batch. Must divide batchSize."""
-    max_length: int = Field(2048, ge=16, le=1_048_576)
+    max_length: Integer = Field(2048, ge=16, le=1_048_576)
     """Rows longer than this many tokens are dropped and counted, never cut."""
     packing: bool = False
     """Put several rows into one sequence where the attention implementation keeps them apart."""

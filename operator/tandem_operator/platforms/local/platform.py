@@ -79,6 +79,7 @@ class LocalPlatform:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
+            self._storage.require_credentials()
             self._workdir.lock()
             stack.callback(self._workdir.unlock)
             kill_leftovers(self._workdir.path)

@@ -52,6 +52,9 @@ class Storage(Protocol):
     def children(self) -> tuple[Child, ...]:
         """Its processes."""
 
+    def require_credentials(self) -> None:
+        """Raises ConfigurationError when the keys that it needs are not there."""
+
     def start(self) -> None:
         """Begin to start it; returns at once."""
 
@@ -83,7 +86,7 @@ class ExternalStorage:
     def credentials(self) -> Mapping[str, str]:
         return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
-    def start(self) -> None:
+    def require_credentials(self) -> None:
         absent = [name for name in (_KEY, _SECRET) if not os.environ.get(name)]
         if absent:
             raise ConfigurationError(
@@ -91,6 +94,9 @@ class ExternalStorage:
                 "are not set in the environment; export the bucket's credentials, or remove spec.storage to use the "
                 "embedded S3 server"
             )
+
+    def start(self) -> None:
+        """Nothing of ours to start."""
 
     def wait_until_ready(self) -> None:
         """Nothing of ours to wait for: workers report what their requests meet."""
@@ -135,6 +141,9 @@ class EmbeddedStorage:
     @property
     def children(self) -> tuple[Child, ...]:
         return (self._child,) if self._child is not None else ()
+
+    def require_credentials(self) -> None:
+        """It makes its own."""
 
     def start(self) -> None:
         self._check_space()

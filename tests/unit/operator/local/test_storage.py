@@ -34,12 +34,12 @@ def test_a_bucket_of_the_users_needs_credentials_in_the_environment(monkeypatch:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigurationError, match="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set"):
-        storage.start()
+        storage.require_credentials()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     with pytest.raises(ConfigurationError, match="'mine', but AWS_SECRET_ACCESS_KEY are not set"):
-        storage.start()
+        storage.require_credentials()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    storage.start()
+    storage.require_credentials()
     assert (storage.ref.bucket, storage.ref.prefix, storage.ref.endpoint) == ("mine", "runs", "https://s3.example")
     assert storage.credentials["AWS_SECRET_ACCESS_KEY"] == "secret"
 

@@ -91,7 +91,6 @@ def test_all_bad_lines_of_all_files_are_told_at_once_and_counted_past_ten(load: 
     ("uri", "wanted"),
     [
         ("file:data.parquet", r"data\.train .*ends in '.parquet'; allowed: .jsonl, .json, .csv"),
-        ("https://example.org/d.jsonl", "https: cannot be read here; allowed: file:path, s3://"),
         ("hf://datasets/just-one/d.jsonl", "hf://datasets/OWNER/NAME"),
     ],
 )
