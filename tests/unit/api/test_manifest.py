@@ -202,5 +202,5 @@ def test_what_the_api_server_would_refuse_is_refused_here(change, path, says):
 def test_a_misspelt_metadata_field_is_named():
     manifest = document()
     manifest["metadata"]["namspace"] = "team"
-    with pytest.raises(ManifestError, match="metadata.namspace: unknown field; did you mean namespace"):
+    with pytest.raises(ManifestError, match=r"metadata\.namspace: unknown field; did you mean namespace"):
         parse_run(manifest)

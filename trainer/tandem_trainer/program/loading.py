@@ -82,11 +82,6 @@ class LoadedProgram:
         signature = _with_instruction(self._signatures[predictor], prompt.instruction)
         return tuple(self.adapter.format(signature, prompt.demos, dict(inputs)))
 
-    def output_text(self, predictor: str, outputs: dict[str, Any]) -> str:
-        """The completion in the adapter's format that would have given these outputs."""
-        text: str = self.adapter.format_assistant_message_content(self._signatures[predictor], dict(outputs))
-        return text
-
 
 def load_program(spec: Spec, *, code_path: Path | None = None) -> LoadedProgram:
     """The program that `spec.program` defines; `code_path` is the folder of its code, put first on the import path.

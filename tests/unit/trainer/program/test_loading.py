@@ -54,7 +54,6 @@ def test_chat_formats_use_the_chat_api(inline: ProgramMaker, adapter: str) -> No
     messages = program.render("self", program.vanilla.predictors["self"], {"question": "Why?"})
     assert [message["role"] for message in messages] == ["system", "user"]
     assert "Why?" in messages[1]["content"]
-    assert "42" in program.output_text("self", {"answer": "42"})
 
 
 def test_frozen_sub_modules_are_not_optimized(entrypoint: ProgramMaker) -> None:
