@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+# A shell that starts us in the background has us ignore Ctrl-C, and so would every process that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HOW = "make environment"
 #: What a layer needs, as installed distributions.
