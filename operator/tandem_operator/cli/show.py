@@ -83,5 +83,5 @@ def show_report(name: str, *, open_it: bool) -> None:
 def validate_manifest(file: Path, *, schema_only: bool) -> None:
     """Print that a manifest is valid. Raises ConfigurationError with everything that is wrong."""
     run = parse(read_manifest(file), with_files=not schema_only)
-    steps = " -> ".join(step.kind for step in run.spec.steps)
+    steps = run.spec.strategy_text
     typer.echo(f"{file} is valid: {run.metadata.name}, {steps}")

@@ -78,10 +78,13 @@ def test_a_count_that_falls_starts_the_clock_again(path: Path, clock: Clock) -> 
 
 def test_unwritable_file_does_not_end_the_work(tmp_path: Path, clock: Clock) -> None:
     ProgressFile(tmp_path / "missing" / "progress.json", clock).report(1, 1)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_file_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_file_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TANDEM_PROGRESS_FILE", raising=False)
     progress = ProgressFile.from_environment()
     progress.report(1, 1)
     progress.flush()
+    assert list(tmp_path.iterdir()) == []

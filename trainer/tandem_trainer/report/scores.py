@@ -21,7 +21,7 @@ def scores_document(facts: Facts) -> dict[str, Any]:
             "namespace": facts.request.namespace,
             "name": facts.request.name,
             "uid": facts.request.uid,
-            "strategy": " -> ".join(step.kind for step in spec.steps),
+            "strategy": spec.strategy_text,
             "model": spec.model.uri,
             "seed": spec.seed,
             "versions": facts.versions,
