@@ -18,6 +18,18 @@ PROGRESSING = "Progressing"
 #: The run is held by `spec.suspend`.
 SUSPENDED = "Suspended"
 
+#: Accepted, but a later change of the spec was not.
+CHANGE_IGNORED = "SpecChangeIgnored"
+#: Accepted is False, and the run has not begun: the manifest cannot be carried out.
+INVALID = "InvalidSpec"
+#: Reasons of pods that wait without anybody's fault.
+PATIENT = frozenset({"WaitingForQuota"})
+#: Reasons of pods that wait for something outside of the run.
+WAITING = PATIENT | {
+    "Unschedulable", "ImagePullBackOff", "InvalidImageName", "MissingSecret", "MissingConfigMap", "MissingVolume",
+    "CannotCreatePod", CHANGE_IGNORED,
+}  # fmt: skip
+
 ConditionStatus = Literal["True", "False", "Unknown"]
 
 

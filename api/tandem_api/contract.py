@@ -21,6 +21,12 @@ from tandem_api.v1alpha1.status import Artifact, StageName, Status, StepKindName
 ENV_REQUEST = "TANDEM_REQUEST_FILE"
 ENV_TERMINATION = "TANDEM_TERMINATION_FILE"
 ENV_PROGRESS = "TANDEM_PROGRESS_FILE"
+#: Folder with one subfolder a mounted ConfigMap; set on a cluster only.
+ENV_CONFIGMAPS = "TANDEM_CONFIGMAPS"
+#: Port on which a worker answers /progress and /metrics; set on a cluster only.
+ENV_PROGRESS_PORT = "TANDEM_PROGRESS_PORT"
+#: Where claims with models are mounted, each under its own name.
+MODELS_MOUNT = "/tandem/models"
 #: Folder for models (downloaded, converted, merged); shared by workers and servers of one machine where it can be.
 ENV_CACHE = "TANDEM_CACHE"
 #: The termination message's size limit, set by Kubernetes.

@@ -17,8 +17,8 @@ class EnsureServing:
     """The served model name that calls must use."""
     adapter: Artifact | None
     mode: Literal["base", "merged", "reload", "rollout"]
-    restart: bool = False
-    """The server that is there has failed: start it anew."""
+    restart: int = 0
+    """How often the run's servers have been started anew: one that is there under a lower number has failed."""
 
 
 @dataclass(frozen=True)

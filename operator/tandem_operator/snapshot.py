@@ -23,6 +23,10 @@ class ServingObservation:
     """Why it failed, or what it waits for; for a failure with the last lines of its log."""
     permanent: bool = False
     """The failure is one that no restart can change (bad configuration, unknown model)."""
+    restart: int = 0
+    """The number of the restart that it was started for (`EnsureServing.restart`)."""
+    reason: str = ""
+    """What it waits for, in one CamelCase word: PullingImage, Unschedulable, LoadingAdapter; empty: it is loading."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,16 @@ class TaskObservation:
     """The platform's own cause, such as OOMKilled or DeadlineExceeded; empty when there is none."""
     termination: str = ""
     """The worker's termination message; empty when it was lost."""
+    message: str = ""
+    """The platform's own words for why it failed, where it knows better than the worker's log."""
+    is_permanent: bool = False
+    """The failure is one that no other attempt can change."""
     log_tail: str = ""
     """The last lines of the worker's log, for a failure without a message."""
     progress: Progress | None = None
+    waiting: str = ""
+    """What a running attempt waits for before it can work, in one CamelCase word; empty: it works."""
+    waiting_message: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,5 +64,7 @@ class Observed:
     serving: ServingObservation | None = None
     tasks: Mapping[str, TaskObservation] = field(default_factory=dict)
     """By task name (`decide.names.task_name`)."""
+    ignored_changes: str = ""
+    """Changes of the spec that came too late and change nothing, for people; empty when there are none."""
     has_gpu: bool = False
     """Whether models are served on an accelerator; chooses the default of `serving.adapters`."""

@@ -18,6 +18,8 @@ class Serving(Model):
 
     replicas: Integer = Field(1, ge=1, le=256)
     """Servers of the same model; more of them evaluate faster."""
+    image: str | None = Field(None, min_length=1, max_length=512)
+    """The image of the model server. Default: the operator's trainer image."""
     resources: FreeForm | None = None
     """Kubernetes resources of the vLLM container."""
     pod_template: FreeForm | None = None
@@ -65,6 +67,15 @@ class Training(Model):
     """Machines that train together."""
     backend: Literal["job", "jobset", "trainjob"] = "job"
     """What runs the training on a cluster: a plain Job, a JobSet or a Kubeflow TrainJob."""
+    pod_template: FreeForm | None = None
+    """A patch of the pod template; Tandem's own fields win."""
+
+
+class Workers(Model):
+    """Where programs run: the workers that call the model and hold no accelerator."""
+
+    resources: FreeForm | None = None
+    """Kubernetes resources of the worker's container."""
     pod_template: FreeForm | None = None
     """A patch of the pod template; Tandem's own fields win."""
 

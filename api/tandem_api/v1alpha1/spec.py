@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from tandem_api.strategy import MAX_STEPS, parse_strategy
 from tandem_api.v1alpha1.base import Fraction, Integer, Model, ModelUri, PositiveDecimal, cel, rule
-from tandem_api.v1alpha1.infrastructure import Serving, Storage, Tracking, Training
+from tandem_api.v1alpha1.infrastructure import Serving, Storage, Tracking, Training, Workers
 from tandem_api.v1alpha1.optimizers import PromptOptimizer, WeightOptimizer
 from tandem_api.v1alpha1.task import Data, Metric, Program
 
@@ -36,6 +36,8 @@ class LanguageModel(Model):
 
     uri: ModelUri
     """hf://org/name, s3://bucket/prefix, pvc://claim/path, file:path, or pypi://package (a GGUF file in a package)."""
+    token_secret: str | None = Field(None, min_length=1, max_length=253)
+    """A Secret with HF_TOKEN, for a model that its owner gives out on request only."""
     sampling: Sampling = Sampling()
     """How it is sampled."""
 
@@ -123,6 +125,8 @@ class Spec(Model):
     """How the model is served."""
     training: Training = Training()
     """Where weights are trained."""
+    workers: Workers = Workers()
+    """Where programs run."""
     storage: Storage | None = None
     """Required on a cluster; on one machine an embedded S3 server is the default."""
     tracking: Tracking | None = None
@@ -195,7 +199,7 @@ class Spec(Model):
             rule(f"self.{name} == oldSelf.{name}", f"{name} is immutable: create a new run instead")
             for name in (
                 *("program", "metric", "data", "model", "promptOptimizer", "weightOptimizer", "evaluation"),
-                *("serving", "training", "seed", "attempts", "stageTimeoutSeconds", "stop"),
+                *("serving", "training", "workers", "seed", "attempts", "stageTimeoutSeconds", "stop"),
             )
         ),
         *(

@@ -199,6 +199,8 @@ class ServingStatus(Model):
     """The served model name that workers call; absent: nothing is to be served."""
     failures: int = 0
     """How often it failed since it was last ready."""
+    restarts: int = 0
+    """How often the run's servers were started anew after a failure, all together."""
     since: datetime | None = None
     """When this server was asked for."""
     ready_since: datetime | None = None

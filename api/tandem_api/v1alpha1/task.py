@@ -53,6 +53,8 @@ class Program(Model):
     """Keyword arguments for the entry point."""
     code: Code | None = None
     """Where the entry points' code lies. On one machine: the manifest's folder, unless said otherwise."""
+    image: str | None = Field(None, min_length=1, max_length=512)
+    """The image of the workers, with the code and what it needs. Default: the operator's trainer image."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

@@ -24,7 +24,7 @@ from tandem_operator.decide.plan import (
 from tandem_operator.decide.requests import build_request, needs_server, program_for
 from tandem_operator.decide.results import backoff_over, fail_stage, record_end
 from tandem_operator.decide.serving import need_server, release_server
-from tandem_operator.decide.summary import summarize
+from tandem_operator.decide.summary import summarize, waiting_events
 from tandem_operator.snapshot import Observed
 
 
@@ -63,7 +63,8 @@ def decide(spec: Spec, status: Status, observed: Observed) -> Decision:
     if status.finished is not None:
         status, held, released = _release(status, observed)
         actions += held
-    return Decision(summarize(spec, status, observed), tuple(actions), released)
+    summary = summarize(spec, status, observed)
+    return Decision(summary, (*actions, *waiting_events(status, summary)), released)
 
 
 def _now(status: Status) -> tuple[StepStatus, StageStatus] | None:
@@ -97,8 +98,9 @@ def _stop_early(spec: Spec, status: Status, observed: Observed) -> Status:
         return status
     if step.kind in ("p", "w") and step.state == "Running":
         stage = current_stage(step)
-        if stage is not None and stage.state == "Pending" and deadline_passed(spec, status, observed):
-            # The running stage was asked to stop and has: the step ends with what it has.
+        at_rest = stage is not None and (stage.state == "Pending" or _task(observed, step, stage) not in observed.tasks)
+        if at_rest and deadline_passed(spec, status, observed):
+            # The running stage was asked to stop and has (its Job is gone): the step ends with what it has.
             message = f"{spec.budget.deadline_seconds} seconds have passed since the start"
             stopped = changed(step, state="Stopped", reason="DeadlineReached", message=message, finished=observed.now)
             status = changed(status, steps=with_step(status.steps, stopped))

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from tandem_api.canonical import digest
 from tandem_api.contract import BASE_MODEL
 from tandem_api.v1alpha1.status import Artifact, StageName, StepKindName
+
+
+#: A Job's name is also a label of its pods.
+MAX_NAME = 63
 
 
 def task_name(run: str, index: int, kind: StepKindName, stage: StageName, attempt: int) -> str:
     """The name of one attempt, fit for a Kubernetes Job: run, step, stage and attempt."""
     short = {"baseline": "b", "p": "p", "w": "w", "final": "f"}[kind]
-    return f"{run}-{index}{short}-{stage}-{attempt}"
+    tail = f"-{index}{short}-{stage}-{attempt}"
+    if len(run) + len(tail) > MAX_NAME:
+        # Two long runs that begin alike must not share a name.
+        run = f"{run[: MAX_NAME - len(tail) - 9]}-{digest(run)[:8]}"
+    return f"{run}{tail}"
 
 
 def served_name(run: str, adapter: Artifact | None) -> str:

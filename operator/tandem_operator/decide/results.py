@@ -122,7 +122,7 @@ def _record_failure(
         event = EmitEvent("Normal", "Preempted", f"{where}: stopped after a checkpoint; it will be continued")
         return _stored(status, with_stage(step, stage)), [event]
     stage = changed(stage, failures=stage.failures + 1)
-    permanent = task.exit_code in PERMANENT_EXIT_CODES
+    permanent = task.is_permanent or task.exit_code in PERMANENT_EXIT_CODES
     if permanent or stage.failures >= spec.attempts:
         tried = "" if permanent else f" (attempt {stage.attempt}, {stage.failures} failed)"
         return fail_stage(status, observed, step, stage, reason, f"{message}{tried}"), []
@@ -137,6 +137,8 @@ def _cause(task: TaskObservation, spoken: StageResult | StageFailure | None) -> 
         return spoken.error, spoken.message
     if task.state == "succeeded":
         return "ResultLost", "the worker ended well but its result message was lost; the next attempt repeats it"
+    if task.message:
+        return task.reason or "WorkerDied", task.message
     names = {EXIT_CONFIGURATION: "BadConfiguration", EXIT_PERMANENT: "PermanentFailure", EXIT_PREEMPTED: "Preempted"}
     reason = task.reason or names.get(task.exit_code or 0, "WorkerDied")
     ended = f"the worker ended with exit code {task.exit_code}" if task.exit_code is not None else "the worker is gone"

@@ -28,12 +28,17 @@ class ServerNeed:
 def need_server(spec: Spec, status: Status, observed: Observed, adapter: Artifact | None) -> ServerNeed:
     """What it takes to have the model served with `adapter` (None: the base model)."""
     name = served_name(observed.name, adapter)
-    ensure = EnsureServing(name, adapter, adapter_mode(spec, adapter, observed.has_gpu))
     serving = status.serving
+    ensure = EnsureServing(name, adapter, adapter_mode(spec, adapter, observed.has_gpu), serving.restarts)
     if serving.name != name:
-        wanted = ServingStatus(name=name, since=observed.now, load_seconds=serving.load_seconds)
+        wanted = ServingStatus(
+            name=name, since=observed.now, load_seconds=serving.load_seconds, restarts=serving.restarts
+        )
         return ServerNeed(changed(status, serving=wanted), (ensure,))
     seen = observed.serving
+    if seen is not None and seen.name == name and seen.restart < serving.restarts:
+        # Its failure is counted already; we died before the new one was started.
+        return ServerNeed(status, (ensure,))
     if seen is None or seen.name != name:
         # Never started, or lost with a crash of ours: the clock of this wait starts again.
         return ServerNeed(changed(status, serving=changed(serving, since=observed.now, ready_since=None)), (ensure,))
@@ -48,16 +53,18 @@ def need_server(spec: Spec, status: Status, observed: Observed, adapter: Artifac
     if seen.permanent or failures >= spec.attempts:
         failed = changed(status, serving=changed(serving, failures=failures))
         return ServerNeed(failed, failure=f"the model server for {name!r} failed: {seen.message}")
-    again = changed(serving, failures=failures, since=observed.now, ready_since=None)
+    restarts = serving.restarts + 1
+    again = changed(serving, failures=failures, restarts=restarts, since=observed.now, ready_since=None)
     event = EmitEvent("Warning", "ServingFailed", f"the model server failed and is started anew: {seen.message}"[:1024])
-    restart = EnsureServing(ensure.name, ensure.adapter, ensure.mode, restart=True)
+    restart = EnsureServing(ensure.name, ensure.adapter, ensure.mode, restarts)
     return ServerNeed(changed(status, serving=again), (restart, event))
 
 
 def release_server(status: Status, observed: Observed) -> tuple[Status, tuple[Action, ...], bool]:
     """(status, actions, whether nothing is served any more)."""
     if status.serving.name is not None:
-        status = changed(status, serving=ServingStatus(load_seconds=status.serving.load_seconds))
+        kept = status.serving
+        status = changed(status, serving=ServingStatus(load_seconds=kept.load_seconds, restarts=kept.restarts))
     if observed.serving is None:
         return status, (), True
     return status, (StopServing(),), False

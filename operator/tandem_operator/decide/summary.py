@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from tandem_api import conditions
 from tandem_api.v1alpha1 import Spec, Status
@@ -10,6 +10,7 @@ from tandem_api.v1alpha1.status import Condition, CurrentStep
 from tandem_operator.decide.limits import REASONS
 from tandem_operator.decide.names import task_name
 from tandem_operator.decide.plan import changed, current_stage, current_step
+from tandem_operator.actions import EmitEvent
 from tandem_operator.snapshot import Observed
 
 _DOING = {
@@ -27,9 +28,9 @@ def summarize(spec: Spec, status: Status, observed: Observed) -> Status:
     found = status.conditions
     for kind, state, reason, message in (
         (conditions.SUCCEEDED, *(ended or ("Unknown", "Running", ""))),
-        (conditions.ACCEPTED, *_accepted(status)),
+        (conditions.ACCEPTED, *_accepted(status, observed)),
         (conditions.SERVING_READY, *_serving(status, observed)),
-        (conditions.PROGRESSING, *_progressing(spec, status, ended is not None)),
+        (conditions.PROGRESSING, *_progressing(spec, status, observed, ended is not None)),
         (conditions.SUSPENDED, *(_suspended(spec, ended is not None))),
     ):
         found = conditions.with_condition(
@@ -45,6 +46,17 @@ def summarize(spec: Spec, status: Status, observed: Observed) -> Status:
 
 
 ConditionValue = tuple[conditions.ConditionStatus, str, str]
+
+
+def waiting_events(before: Status, after: Status) -> list[EmitEvent]:
+    """Told once: what a pod has come to wait for, where somebody may have to do something about it."""
+    events = []
+    for kind in (conditions.PROGRESSING, conditions.SERVING_READY, conditions.ACCEPTED):
+        old, new = conditions.find(before.conditions, kind), conditions.find(after.conditions, kind)
+        if new is not None and new.reason in conditions.WAITING and (old is None or old.reason != new.reason):
+            patient = new.reason in conditions.PATIENT
+            events.append(EmitEvent("Normal" if patient else "Warning", new.reason, new.message[:1024]))
+    return events
 
 
 def _how_it_ended(status: Status) -> ConditionValue | None:
@@ -66,7 +78,10 @@ def _how_it_ended(status: Status) -> ConditionValue | None:
     return "True", "Completed", score
 
 
-def _accepted(status: Status) -> ConditionValue:
+def _accepted(status: Status, observed: Observed) -> ConditionValue:
+    if observed.ignored_changes:
+        why = f"the run goes on with the spec that it began with: {observed.ignored_changes}"
+        return "True", conditions.CHANGE_IGNORED, why
     check = next((s for step in status.steps[:1] for s in step.stages if s.name == "check"), None)
     if check is None or check.state in ("Pending", "Running"):
         return "Unknown", "Checking", "the program, the metric and the data have not been checked yet"
@@ -80,15 +95,16 @@ def _serving(status: Status, observed: Observed) -> ConditionValue:
     if name is None:
         return "False", "NotNeeded", "no stage needs a model server now"
     seen = observed.serving
-    if seen is None or seen.name != name or seen.state == "starting":
-        waits = seen.message if seen is not None and seen.name == name else ""
-        return "False", "Loading", waits or f"waiting for the model server of {name!r}"
+    if seen is None or seen.name != name:
+        return "False", "Loading", f"waiting for the model server of {name!r}"
+    if seen.state == "starting":
+        return "False", seen.reason or "Loading", seen.message or f"waiting for the model server of {name!r}"
     if seen.state == "failed":
         return "False", "Failed", seen.message
     return "True", "Ready", f"{name!r} is served"
 
 
-def _progressing(spec: Spec, status: Status, ended: bool) -> ConditionValue:
+def _progressing(spec: Spec, status: Status, observed: Observed, ended: bool) -> ConditionValue:
     if ended:
         return "False", "Finished", ""
     if spec.suspend:
@@ -98,7 +114,11 @@ def _progressing(spec: Spec, status: Status, ended: bool) -> ConditionValue:
     if step is None or stage is None:
         return "True", "Finishing", "releasing what the run held"
     reason, doing = _DOING[stage.name]
-    return "True", reason, f"step {step.index} ({step.kind}), attempt {max(1, stage.attempt)}: {doing}"
+    where = f"step {step.index} ({step.kind}), attempt {max(1, stage.attempt)}: "
+    task = observed.tasks.get(task_name(observed.name, step.index, step.kind, stage.name, stage.attempt))
+    if task is not None and task.waiting:
+        return "True", task.waiting, f"{where}{task.waiting_message}"
+    return "True", reason, f"{where}{doing}"
 
 
 def _suspended(spec: Spec, ended: bool) -> ConditionValue:
@@ -129,7 +149,7 @@ def _current(status: Status, observed: Observed) -> CurrentStep | None:
     if progress is not None:
         percent = min(100, 100 * progress.done // progress.total) if progress.total else None
         if progress.eta_seconds is not None:
-            eta = (observed.now + timedelta(seconds=progress.eta_seconds)).replace(microsecond=0)
+            eta = _steady(status, observed.now + timedelta(seconds=progress.eta_seconds))
         message = progress.message
     return CurrentStep(
         index=step.index,
@@ -140,3 +160,11 @@ def _current(status: Status, observed: Observed) -> CurrentStep | None:
         eta=eta,
         message=message[:2048],
     )
+
+
+def _steady(status: Status, eta: datetime) -> datetime:
+    """The expected end; as it was told before where the difference means nothing, so that the status rests."""
+    before = status.step.eta if status.step is not None else None
+    if before is not None and abs(eta - before) < timedelta(seconds=10):
+        return before
+    return eta.replace(microsecond=0)

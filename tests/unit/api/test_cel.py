@@ -121,6 +121,7 @@ CHANGES: dict[str, Any] = {
     "evaluation": {"concurrency": 1},
     "serving": {"podTemplate": {"spec": {"nodeSelector": {"gpu": "yes"}}}},
     "training": {"nodes": 2},
+    "workers": {"resources": {"requests": {"cpu": "2"}}},
     "seed": 1,
     "storage": {"s3": {"bucket": "runs"}},
     "tracking": {"mlflow": {"uri": "http://mlflow", "experiment": "e"}},

@@ -105,11 +105,9 @@ class Serving:
         return (self._server.child,) if self._server is not None else ()
 
     def ensure(self, wanted: EnsureServing, spec: Spec, environment: Mapping[str, str]) -> None:
-        """Serve this and nothing else; does nothing if that is so, unless the server has failed and a new start is
-        asked for. Returns when it is started, not when it is ready."""
+        """Serve this and nothing else; does nothing if that is so. Returns when it is started, not when it is ready."""
         if self._server is not None:
-            same = replace(self._server.wanted, restart=False) == replace(wanted, restart=False)
-            if same and not (wanted.restart and self._is_failed()):
+            if self._server.wanted == wanted:
                 return
             self.stop()
         launch = ServerLaunch(
@@ -141,14 +139,15 @@ class Serving:
         server = self._server
         if server is None:
             return None
-        name = server.wanted.name
+        name, restart = server.wanted.name, server.wanted.restart
         code = server.child.exit_code
         if self._is_failed():
-            failure = self._describe_failure()
-            return ServingObservation(name, "failed", message=failure, permanent=code in PERMANENT_EXIT_CODES)
+            failure, permanent = self._describe_failure(), code in PERMANENT_EXIT_CODES
+            return ServingObservation(name, "failed", message=failure, permanent=permanent, restart=restart)
         if server.probe.is_ready:
-            return ServingObservation(name, "ready", url=f"http://{LOOPBACK}:{server.launch.port}")
-        return ServingObservation(name, "starting", message=f"the model server is loading; see {server.child.log}")
+            return ServingObservation(name, "ready", url=f"http://{LOOPBACK}:{server.launch.port}", restart=restart)
+        loading = f"the model server is loading; see {server.child.log}"
+        return ServingObservation(name, "starting", message=loading, restart=restart)
 
     def _is_failed(self) -> bool:
         server = self._server

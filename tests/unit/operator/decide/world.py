@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -124,7 +124,7 @@ class World:
             has_gpu=self.has_gpu,
         )
         if self.serving is not None and self.serving.state == "starting":
-            self.serving = ServingObservation(self.serving.name, "ready", url="http://server")
+            self.serving = replace(self.serving, state="ready", url="http://server")
         return seen
 
     def save(self, run: OptimizationRun, status: Status) -> None:
@@ -137,10 +137,9 @@ class World:
         self.log.append(action)
         match action:
             case EnsureServing(name=name, restart=restart):
-                if self.serving is None or self.serving.name != name or restart:
-                    self.serving = (
-                        self.server_script.pop(0) if self.server_script else ServingObservation(name, "starting")
-                    )
+                if self.serving is None or (self.serving.name, self.serving.restart) != (name, restart):
+                    scripted = self.server_script.pop(0) if self.server_script else ServingObservation(name, "starting")
+                    self.serving = replace(scripted, restart=restart)
             case StopServing():
                 self.serving = None
             case StartTask(name=name, request=request):
