@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tandem_api.canonical import canonical_json, sha256_hex
 from tandem_api.errors import DataError
+from tandem_api.store import ObjectInfo
 from tandem_api.store.s3 import MANIFEST
 from tandem_api.v1alpha1.status import Artifact
 
@@ -37,9 +38,20 @@ class MemoryStore:
     def list(self, prefix: str) -> Iterator[str]:
         yield from sorted(key for key in self.objects if key.startswith(prefix))
 
-    def delete(self, prefix: str) -> None:
-        for key in list(self.list(prefix)):
+    def describe(self, prefix: str) -> Iterator[ObjectInfo]:
+        for key in self.list(prefix):
+            yield ObjectInfo(key, len(self.objects[key]), sha256_hex(self.objects[key]))
+
+    def download(self, key: str, path: Path) -> None:
+        if key not in self.objects:
+            raise DataError(f"{self.uri(key)} is missing")
+        path.write_bytes(self.objects[key])
+
+    def delete(self, prefix: str) -> int:
+        keys = list(self.list(prefix))
+        for key in keys:
             del self.objects[key]
+        return len(keys)
 
     def fetch(self, artifact: Artifact) -> bytes:
         data = self.get(artifact.uri.removeprefix(self._root))

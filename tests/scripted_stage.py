@@ -20,7 +20,7 @@ from tandem_api.canonical import canonical_json
 from tandem_api.contract import Endpoint, Prompts, StageRequest, StageResult, StorageRef
 from tandem_api.records import PromptSet
 from tandem_trainer.context import StageContext, Stopping
-from tandem_trainer.progress import ProgressFile
+from tandem_trainer.progress import ProgressReporter
 
 #: The served name: an adapter's, so that a call for the base model would be refused.
 MODEL = "adapter-1"
@@ -108,7 +108,7 @@ class ScriptedStage:
 
     def run(self) -> StageResult:
         """One attempt. The result must fit into a termination message."""
-        progress = ProgressFile(self.folder / "progress.json")
+        progress = ProgressReporter(self.folder / "progress.json")
         context = StageContext(self.request(), self.store, progress, self.folder, self.stopping)
         result = self.run_stage(context)
         progress.flush()

@@ -24,7 +24,7 @@ from tandem_api.contract import Endpoint, StageRequest, StorageRef
 from tandem_api.v1alpha1 import Spec
 from tandem_trainer.context import StageContext
 from tandem_trainer.evaluate.evaluator import Job
-from tandem_trainer.progress import ProgressFile
+from tandem_trainer.progress import ProgressReporter
 from tandem_trainer.stages.session import open_session
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def main() -> int:
             context = StageContext(
                 request=build_request(url, store, slots),
                 store=store,
-                progress=ProgressFile(Path(folder, "progress.json")),
+                progress=ProgressReporter(Path(folder, "progress.json")),
                 cache=Path(folder),
             )
             calls, wall, cpu = context.run(measure(context))

@@ -14,7 +14,7 @@ from tandem_api.v1alpha1 import Spec
 from tandem_trainer.context import StageContext
 from tandem_trainer.lora.base import local_model
 from tandem_trainer.lora.merge import merged_path
-from tandem_trainer.progress import ProgressFile
+from tandem_trainer.progress import ProgressReporter
 from tandem_trainer.stages import train
 from tandem_trainer.traces.io import write_traces
 
@@ -72,7 +72,7 @@ def test_smollm2_learns_from_traces_and_its_merged_model_answers_so(cache: Path,
         traces=write_traces(store, "traces.jsonl.zst", [trace(n) for n in range(20)]),
         merge=True,
     )
-    context = StageContext(request=request, store=store, progress=ProgressFile(None), cache=tmp_path)
+    context = StageContext(request=request, store=store, progress=ProgressReporter(None), cache=tmp_path)
 
     result = train.run(context)
 

@@ -18,7 +18,7 @@ from tandem_api.contract import StageRequest
 from tandem_api.errors import PreemptedError
 from tandem_api.store import ObjectStore
 from tandem_api.v1alpha1.status import Usage
-from tandem_trainer.progress import ProgressFile
+from tandem_trainer.progress import ProgressReporter
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class StageContext:
 
     request: StageRequest
     store: ObjectStore
-    progress: ProgressFile
+    progress: ProgressReporter
     cache: Path
     """Folder for models and unpacked code; shared by the processes of one machine, so write atomically."""
     stopping: Stopping = field(default_factory=Stopping)

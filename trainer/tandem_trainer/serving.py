@@ -31,12 +31,14 @@ from tandem_trainer.lora.servable import highest_rank, rank_ceiling, read_config
 
 Mode = Literal["base", "merged", "reload", "rollout"]
 
-HOST: Final = "127.0.0.1"
+LOOPBACK: Final = "127.0.0.1"
 #: On a CPU the longest context unless --max-model-len is given: memory is set aside for it, and small models that fit a
 #: CPU do not use more.
 CPU_CONTEXT: Final = 4096
 #: Adapters that a reloading server holds at once, registered ones included (vllm.md, V-6).
 MAX_CPU_LORAS: Final = 8
+#: Credentials that only the launcher needs; the server's own environment has none.
+_CREDENTIALS: Final = ("AWS_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _USAGE: Final = "python -m tandem_trainer.serving --model URI --port N --served-name NAME [options] [-- vLLM arguments]"
 
 
@@ -47,10 +49,14 @@ class Options:
     model: str
     port: int
     served_name: str
+    host: str = LOOPBACK
+    """The address that it listens on."""
     mode: Mode = "base"
     adapter: Artifact | None = None
     rank: int = 16
     """reload: the highest rank of adapters that will be loaded later."""
+    shutdown_timeout: int | None = None
+    """For how many seconds a server that is asked to stop goes on with calls that have begun; None: not at all."""
     bucket: str | None = None
     endpoint: str | None = None
     region: str | None = None
@@ -96,13 +102,15 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--model", required=True, help="the base model's URI")
     parser.add_argument("--port", required=True, type=int)
     parser.add_argument("--served-name", required=True, help="the name that calls use")
+    parser.add_argument("--host", default=LOOPBACK, help="the address to listen on")
     parser.add_argument("--mode", choices=get_args(Mode), default="base")
     parser.add_argument("--adapter-uri", help="s3://bucket/prefix/ of the adapter's folder")
     parser.add_argument("--adapter-sha256", help="the digest of its content")
     parser.add_argument("--rank", type=int, default=16, help="reload: the highest rank that will be loaded")
+    parser.add_argument("--shutdown-timeout", type=int, help="seconds for calls that have begun, when asked to stop")
     parser.add_argument("--bucket", help="default: the adapter URI's")
-    parser.add_argument("--endpoint", default=os.environ.get("AWS_ENDPOINT_URL"), help="the S3 server")
-    parser.add_argument("--region", default=os.environ.get("AWS_REGION"))
+    parser.add_argument("--endpoint", default=os.environ.get("AWS_ENDPOINT_URL") or None, help="the S3 server")
+    parser.add_argument("--region", default=os.environ.get("AWS_REGION") or None)
     options = vars(parser.parse_args(given[:end]))
     uri, sha256 = options.pop("adapter_uri"), options.pop("adapter_sha256")
     if (uri is None) != (sha256 is None):
@@ -123,7 +131,7 @@ def prepare(options: Options, cache: Path) -> Prepared:
 
     Raises ConfigurationError, DataError and the store's errors.
     """
-    model = local_model(options.model, cache)
+    model = local_model(options.model, cache, lambda bucket: S3Store(bucket, options.endpoint, options.region))
     context = context_length(model)
     if options.adapter is None:
         return Prepared(model, rank=rank_ceiling(options.rank), context=context)
@@ -149,12 +157,14 @@ def vllm_command(options: Options, prepared: Prepared, *, on_cpu: bool) -> list[
     ours = {
         "--model": str(prepared.model),
         "--served-model-name": base_name,
-        "--host": HOST,
+        "--host": options.host,
         "--port": str(options.port),
         # Only the request decides how it is sampled, not defaults that came with the model.
         "--generation-config": "vllm",
         "--disable-uvicorn-access-log": None,
     }
+    if options.shutdown_timeout is not None:
+        ours["--shutdown-timeout"] = str(options.shutdown_timeout)
     if on_cpu:
         # Measured with SmolLM2-135M on 2 cores: compiling costs more than a short run gains, and one process less
         # starts in 22 s instead of 36 s.
@@ -185,7 +195,7 @@ def vllm_command(options: Options, prepared: Prepared, *, on_cpu: bool) -> list[
 
 def vllm_environment(options: Options, environment: Mapping[str, str], *, on_cpu: bool, cores: int) -> dict[str, str]:
     """The environment it is served in. Pure. Neither credentials nor calls home; what the user has set wins."""
-    kept = {name: value for name, value in environment.items() if not name.startswith("AWS_")}
+    kept = {name: value for name, value in environment.items() if not name.startswith(_CREDENTIALS)}
     ours = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
     if on_cpu:
         # Left alone, vLLM keeps a core free and binds its threads: on 2 cores that halves its speed.

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from tandem_api.v1alpha1.status import Artifact
+
+
+@dataclass(frozen=True, order=True)
+class ObjectInfo:
+    """What a listing tells of an object."""
+
+    key: str
+    size: int
+    """In bytes."""
+    etag: str
+    """Changes with the content; no digest that could be computed here."""
 
 
 class ObjectStore(Protocol):
@@ -31,8 +43,14 @@ class ObjectStore(Protocol):
     def list(self, prefix: str) -> Iterator[str]:
         """Keys that start with `prefix`, in lexical order."""
 
-    def delete(self, prefix: str) -> None:
-        """Remove every object whose key starts with `prefix`."""
+    def describe(self, prefix: str) -> Iterator[ObjectInfo]:
+        """The objects whose keys start with `prefix`, in lexical order of their keys."""
+
+    def download(self, key: str, path: Path) -> None:
+        """Write the object into the file `path`, whose folder exists. Raises DataError when there is no such object."""
+
+    def delete(self, prefix: str) -> int:
+        """Remove every object whose key starts with `prefix`. Returns how many there were."""
 
     def fetch(self, artifact: Artifact) -> bytes:
         """The object at an artifact's URI. Raises DataError when it is missing or its sha256 differs."""

@@ -7,10 +7,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlparse
 
 import boto3
@@ -19,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 
 from tandem_api.canonical import canonical_json, sha256_hex
 from tandem_api.errors import DataError, StorageRefusedError, StorageUnavailableError, TandemError
+from tandem_api.store.protocol import ObjectInfo
 from tandem_api.v1alpha1.status import Artifact
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Lists a folder's files and digests; written last, so a folder without it is not there.
 MANIFEST = "sha256sums.json"
+#: As many keys as S3 deletes in one request.
+DELETE_BATCH = 1000
 
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 _REFUSED = {
@@ -60,6 +64,7 @@ class S3Store:
         self._client: S3Client = boto3.client(
             "s3", endpoint_url=endpoint, region_name=region or os.environ.get("AWS_REGION", "us-east-1"), config=config
         )
+        self._client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
 
     def uri(self, key: str) -> str:
         return f"s3://{self._bucket}/{key}"
@@ -98,15 +103,25 @@ class S3Store:
         return Artifact(uri=self.uri(key), sha256=sha256)
 
     def list(self, prefix: str) -> Iterator[str]:
-        def read() -> list[str]:
+        yield from (found.key for found in self.describe(prefix))
+
+    def describe(self, prefix: str) -> Iterator[ObjectInfo]:
+        def read() -> list[ObjectInfo]:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-            return [item["Key"] for page in pages for item in page.get("Contents", [])]
+            return [
+                ObjectInfo(item["Key"], item.get("Size", 0), item.get("ETag", ""))
+                for page in pages
+                for item in page.get("Contents", [])
+            ]
 
         yield from sorted(self._call("list", prefix, read))
 
-    def delete(self, prefix: str) -> None:
-        for key in self.list(prefix):
-            self._call("delete", key, partial(self._client.delete_object, Bucket=self._bucket, Key=key))
+    def delete(self, prefix: str) -> int:
+        keys = list(self.list(prefix))
+        for start in range(0, len(keys), DELETE_BATCH):
+            batch = keys[start : start + DELETE_BATCH]
+            self._call("delete", batch[0], partial(self._delete, batch))
+        return len(keys)
 
     def fetch(self, artifact: Artifact) -> bytes:
         data = self.get(self._key(artifact.uri))
@@ -137,7 +152,7 @@ class S3Store:
             for name, sha256 in json.loads(manifest).items():
                 path = staging / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._download(f"{prefix}{name}", path)
+                self.download(f"{prefix}{name}", path)
                 if file_sha256(path) != sha256:
                     raise DataError(f"{artifact.uri}{name} is damaged: its sha256 is not {sha256}")
             if target.exists():
@@ -146,7 +161,7 @@ class S3Store:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path) -> None:
         def read() -> None:
             try:
                 self._client.download_file(self._bucket, key, str(path))
@@ -156,6 +171,17 @@ class S3Store:
                 raise
 
         self._call("read", key, read)
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        """Delete at most `DELETE_BATCH` objects in one request, which may succeed for some of them only."""
+        answer = self._client.delete_objects(
+            Bucket=self._bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        )
+        for error in answer.get("Errors", []):
+            told = ClientError(
+                {"Error": {"Code": error.get("Code", ""), "Message": error.get("Message", "")}}, "DeleteObjects"
+            )
+            raise self._error("delete", error.get("Key", keys[0]), told)
 
     def _key(self, uri: str) -> str:
         parsed = urlparse(uri)
@@ -198,6 +224,12 @@ def file_sha256(path: Path) -> str:
     """The sha256 (hex) of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _add_content_md5(params: dict[str, Any], **_: object) -> None:
+    """S3 demands a checksum of this one request; servers that do not know boto3's CRC32 want the older MD5."""
+    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = b64encode(digest).decode()
 
 
 def _code(error: ClientError) -> str:

@@ -177,7 +177,8 @@ def _types(schema: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
 def _default(schema: dict[str, Any], structural: dict[str, Any]) -> dict[str, Any]:
     """Scalars keep their default; objects whose fields all have one become `{}`, and the API server fills them in."""
     value = schema.get("default")
-    if value is None or value == []:
+    if value is None or value in ([], ""):
+        # API servers before 1.21 take an empty text for null. What is not given is read as empty anyway.
         return {}
     if not isinstance(value, dict):
         return {"default": value}

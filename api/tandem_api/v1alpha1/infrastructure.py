@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tandem_api.v1alpha1.base import FreeForm, Integer, Model, cel, rule
+from tandem_api.v1alpha1.podtemplate import checked
 
 #: vLLM arguments that Tandem sets itself.
 RESERVED_ARGUMENTS = ("model", "served-model-name", "host", "port", "api-key", "lora-modules", "enable-lora")
@@ -33,6 +34,11 @@ class Serving(Model):
     """Whether serving gives its GPU back while weights are trained."""
     startup_timeout_seconds: Integer = Field(1200, ge=10, le=86_400)
     """How long the server may take until it is ready."""
+
+    @field_validator("pod_template")
+    @classmethod
+    def _patch(cls, value: FreeForm | None) -> FreeForm | None:
+        return checked(value, ("vllm", "adapters"))
 
     @field_validator("extra_args")
     @classmethod
@@ -70,6 +76,11 @@ class Training(Model):
     pod_template: FreeForm | None = None
     """A patch of the pod template; Tandem's own fields win."""
 
+    @field_validator("pod_template")
+    @classmethod
+    def _patch(cls, value: FreeForm | None) -> FreeForm | None:
+        return checked(value, ("worker",))
+
 
 class Workers(Model):
     """Where programs run: the workers that call the model and hold no accelerator."""
@@ -78,6 +89,11 @@ class Workers(Model):
     """Kubernetes resources of the worker's container."""
     pod_template: FreeForm | None = None
     """A patch of the pod template; Tandem's own fields win."""
+
+    @field_validator("pod_template")
+    @classmethod
+    def _patch(cls, value: FreeForm | None) -> FreeForm | None:
+        return checked(value, ("worker",))
 
 
 class S3(Model):

@@ -40,8 +40,10 @@ def need_server(spec: Spec, status: Status, observed: Observed, adapter: Artifac
         # Its failure is counted already; we died before the new one was started.
         return ServerNeed(status, (ensure,))
     if seen is None or seen.name != name:
-        # Never started, or lost with a crash of ours: the clock of this wait starts again.
-        return ServerNeed(changed(status, serving=changed(serving, since=observed.now, ready_since=None)), (ensure,))
+        if serving.ready_since is not None:
+            # It was there and is lost: the clock of this wait starts again, once.
+            status = changed(status, serving=changed(serving, since=observed.now, ready_since=None))
+        return ServerNeed(status, (ensure,))
     if seen.state == "ready":
         if serving.ready_since is None:
             waited = int((observed.now - (serving.since or observed.now)).total_seconds())

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+from base64 import b64decode
 from collections.abc import Iterator
 
 import boto3
 import pytest
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.exceptions import EndpointConnectionError
 from botocore.response import StreamingBody
 from botocore.stub import ANY, Stubber
 
 from tandem_api.canonical import canonical_json, sha256_hex
 from tandem_api.errors import DataError, StorageRefusedError, StorageUnavailableError
-from tandem_api.store.s3 import MANIFEST, S3Store
+from tandem_api.store import ObjectInfo
+from tandem_api.store.s3 import DELETE_BATCH, MANIFEST, S3Store
 from tandem_api.v1alpha1.status import Artifact
 
 BUCKET = "runs"
@@ -128,6 +132,55 @@ def test_keys_are_listed_over_all_pages_in_lexical_order(store, s3):
         "list_objects_v2", {"Contents": [{"Key": "p/a"}]}, {"Bucket": BUCKET, "Prefix": "p/", "ContinuationToken": "t"}
     )
     assert list(store.list("p/")) == ["p/a", "p/b"]
+
+
+def test_a_listing_tells_what_changes_with_an_objects_content(store, s3):
+    s3.add_response("list_objects_v2", {"Contents": [{"Key": "p/a", "Size": 3, "ETag": '"e1"'}]})
+    assert list(store.describe("p/")) == [ObjectInfo("p/a", 3, '"e1"')]
+
+
+def test_a_download_of_a_missing_object_is_bad_data(store, s3, tmp_path):
+    s3.add_response("get_object", body(b"1"))
+    store.download("p/a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"1"
+    s3.add_client_error("get_object", "NoSuchKey", http_status_code=404)
+    with pytest.raises(DataError, match="s3://runs/p/b is missing"):
+        store.download("p/b", tmp_path / "b")
+
+
+def test_objects_are_deleted_in_batches_and_counted(store, s3):
+    keys = [f"p/{number:04}" for number in range(DELETE_BATCH + 1)]
+    s3.add_response("list_objects_v2", {"Contents": [{"Key": key} for key in keys]})
+    for batch in (keys[:DELETE_BATCH], keys[DELETE_BATCH:]):
+        wanted = {"Bucket": BUCKET, "Delete": {"Objects": [{"Key": key} for key in batch], "Quiet": True}}
+        s3.add_response("delete_objects", {}, wanted)
+    assert store.delete("p/") == DELETE_BATCH + 1
+    s3.add_response("list_objects_v2", {})
+    assert store.delete("p/") == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [("AccessDenied", StorageRefusedError), ("InternalError", StorageUnavailableError)]
+)
+def test_a_batch_that_is_deleted_in_part_is_a_failure(store, s3, code, error):
+    s3.add_response("list_objects_v2", {"Contents": [{"Key": "p/a"}, {"Key": "p/b"}]})
+    s3.add_response("delete_objects", {"Errors": [{"Key": "p/b", "Code": code, "Message": "no"}]})
+    with pytest.raises(error, match=f"cannot delete s3://runs/p/b at http://s3.test: {code}"):
+        store.delete("p/")
+
+
+def test_a_batch_carries_the_checksum_that_every_server_knows(store, monkeypatch):
+    sent: list[AWSPreparedRequest] = []
+
+    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        sent.append(request)
+        return AWSResponse(request.url, 200, {}, type("Raw", (), {"stream": lambda self: iter([b"<DeleteResult/>"])})())
+
+    store._client.meta.events.register("before-send.s3.DeleteObjects", answer)
+    monkeypatch.setattr(store, "list", lambda prefix: iter(["p/a"]))
+    assert store.delete("p/") == 1
+    wanted = hashlib.md5(sent[0].body).digest()
+    assert b64decode(sent[0].headers["Content-MD5"]) == wanted
 
 
 def test_a_bucket_is_made_only_where_there_is_none(store, s3):

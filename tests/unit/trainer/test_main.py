@@ -5,16 +5,26 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from tests.memory_store import MemoryStore
 
-from tandem_api.contract import MAX_RESULT_BYTES, StageFailure, StageRequest, StageResult, StorageRef, parse_termination
+from tandem_api.contract import (
+    MAX_RESULT_BYTES,
+    Progress,
+    StageFailure,
+    StageRequest,
+    StageResult,
+    StorageRef,
+    parse_termination,
+)
 from tandem_api.errors import (
     ConfigurationError,
     DataError,
@@ -209,6 +219,44 @@ def test_what_breaks_while_stopping_is_a_preemption_unless_no_retry_helps(
 
     worker.stage = stage
     assert worker.work() == code
+
+
+def test_termination_file_that_can_only_be_written_in_place_is_written(worker: Worker, monkeypatch: Any) -> None:
+    """As on a cluster: it is a mount of its own in a folder where nothing can be made, renamed or replaced."""
+    with worker.termination.open("w") as file:
+        monkeypatch.setenv("TANDEM_TERMINATION_FILE", f"/proc/self/fd/{file.fileno()}")
+        assert worker.work() == 0
+    assert worker.said() == DONE
+
+
+def test_progress_is_served_while_the_stage_runs(worker: Worker, monkeypatch: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("TANDEM_PROGRESS_PORT", str(port))
+
+    def stage(context: StageContext) -> StageResult:
+        context.progress.report(3, 12, message="training")
+        with urlopen(f"http://127.0.0.1:{port}/progress", timeout=5) as answer:
+            assert Progress.model_validate_json(answer.read()).done == 3
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            assert b'tandem_worker_progress_total{stage="train"} 12.0' in answer.read()
+        return DONE
+
+    worker.stage = stage
+    assert worker.work() == 0, worker.said()
+
+
+@pytest.mark.parametrize("port", [None, "none", "70000"])
+def test_progress_that_cannot_be_served_is_one_line_and_no_failure(
+    worker: Worker, monkeypatch: Any, capsys: Any, port: str | None
+) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = port or str(taken.getsockname()[1])
+        monkeypatch.setenv("TANDEM_PROGRESS_PORT", port)
+        assert worker.work() == 0
+    error = capsys.readouterr().err
+    assert error.startswith(f"progress is not served (TANDEM_PROGRESS_PORT={port}): ")
+    assert error.count("\n") == 1
 
 
 def test_stage_that_ends_well_in_spite_of_the_signal_is_done(worker: Worker) -> None:

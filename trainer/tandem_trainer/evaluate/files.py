@@ -1,16 +1,19 @@
-"""Where data sets lie and how their files are read: file:, s3:// and hf://; JSON Lines, JSON and CSV by ending."""
+"""Where data sets lie and how their files are read: file:, s3://, configmap:// and hf://; JSON Lines, JSON and CSV by
+ending."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
+from tandem_api.contract import ENV_CONFIGMAPS
 from tandem_api.errors import ConfigurationError, DataError, StorageUnavailableError
 from tandem_api.store import ObjectStore, S3Store
 from tandem_api.v1alpha1 import Spec
@@ -20,6 +23,7 @@ Row = tuple[int, dict[str, Any]]
 #: More bad lines than this of one file are counted, not listed.
 MAX_PROBLEMS = 10
 
+_CONFIGMAP = re.compile(r"configmap://(?P<name>[a-z0-9][a-z0-9.-]*)/(?P<key>(?!\.\.)[\w.-]+)")
 _HF = re.compile(r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?/(?P<path>.+)")
 
 
@@ -54,10 +58,13 @@ def _read_bytes(uri: str, spec: Spec, store: ObjectStore, where: str) -> bytes:
         return _read_file(uri, where)
     if scheme == "s3":
         return read_s3(uri, spec, store, where)
+    if scheme == "configmap":
+        return _read_configmap(uri, where)
     if scheme == "hf":
         return _read_hub(uri, where)
     raise ConfigurationError(
-        f"{where}: {scheme}: cannot be read here; allowed: file:path, s3://bucket/key, hf://datasets/owner/name/path"
+        f"{where}: {scheme}: cannot be read here; allowed: file:path, s3://bucket/key, configmap://name/key, "
+        "hf://datasets/owner/name/path"
     )
 
 
@@ -69,6 +76,40 @@ def _read_file(uri: str, where: str) -> bytes:
         raise DataError(f"{where}: {path.absolute()} does not exist; correct the uri or create the file") from error
     except OSError as error:
         raise DataError(f"{where}: {path.absolute()} cannot be read: {error.strerror}") from error
+
+
+def _read_configmap(uri: str, where: str) -> bytes:
+    match = _CONFIGMAP.fullmatch(uri)
+    if match is None:
+        raise ConfigurationError(f"{where}: allowed: configmap://NAME/KEY")
+    folder = configmap_folder(match["name"], where)
+    try:
+        return (folder / match["key"]).read_bytes()
+    except FileNotFoundError as error:
+        keys = ", ".join(configmap_keys(folder)) or "none"
+        raise DataError(f"{where}: the ConfigMap has no key {match['key']!r}; its keys: {keys}") from error
+    except OSError as error:
+        raise DataError(f"{where}: {folder / match['key']} cannot be read: {error.strerror}") from error
+
+
+def configmap_folder(name: str, where: str) -> Path:
+    """The folder that the ConfigMap is mounted on: one file a key.
+
+    Raises ConfigurationError on one machine, which has no ConfigMaps, DataError when this one is not mounted.
+    """
+    mounts = os.environ.get(ENV_CONFIGMAPS)
+    if not mounts:
+        raise ConfigurationError(f"{where}: only a cluster has ConfigMaps; write file:PATH")
+    folder = Path(mounts, name)
+    if not folder.is_dir():
+        found = ", ".join(sorted(path.name for path in Path(mounts).glob("*"))) or "none"
+        raise DataError(f"{where}: the ConfigMap {name!r} is not mounted at {folder}; mounted there: {found}")
+    return folder
+
+
+def configmap_keys(folder: Path) -> list[str]:
+    """The keys in a mounted ConfigMap's folder. Each is a link into the hidden folder of one version of them all."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".."))
 
 
 def read_s3(uri: str, spec: Spec, store: ObjectStore, where: str) -> bytes:

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from tandem_api.errors import ConfigurationError, StorageUnavailableError
-from tandem_trainer.models import ModelError, materialize
+from tandem_trainer.models import ModelError, OpenStore, materialize, open_bucket
 
 
-def local_model(uri: str, cache: Path) -> Path:
+def local_model(uri: str, cache: Path, open_store: OpenStore = open_bucket) -> Path:
     """The directory of the model at `uri`; downloaded or converted into `cache`/models if it has to be.
 
-    Raises ConfigurationError for a model that cannot be had, StorageUnavailableError when a later try may get it.
+    `open_store` opens the bucket of an s3:// model. Raises ConfigurationError for a model that cannot be had,
+    StorageUnavailableError when a later try may get it, StorageRefusedError for a bucket that may not be read.
     """
     try:
-        return materialize(uri, cache / "models")
+        return materialize(uri, cache / "models", open_store=open_store)
     except ModelError as error:
         raise ConfigurationError(str(error)) from error
     except ConnectionError as error:

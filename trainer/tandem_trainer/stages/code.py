@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import tarfile
 import tempfile
@@ -13,15 +14,18 @@ from tandem_api.canonical import sha256_hex
 from tandem_api.errors import ConfigurationError, DataError
 from tandem_api.store import ObjectStore
 from tandem_api.v1alpha1 import Spec
-from tandem_trainer.evaluate.files import read_s3
+from tandem_trainer.evaluate.files import configmap_folder, configmap_keys, read_s3
+
+_CONFIGMAP = re.compile(r"configmap://(?P<name>[a-z0-9][a-z0-9.-]*)/?")
 
 
 def locate_code(spec: Spec, store: ObjectStore, cache: Path) -> Path | None:
     """The folder of `program.code`; None: the code is installed (in the image, or in this environment).
 
-    A tarball is verified and unpacked once, into a folder of `cache` that is named by its digest.
+    A tarball is verified and unpacked once, into a folder of `cache` that is named by its digest. A ConfigMap's keys
+    are the files of one folder: modules, no packages.
     Raises ConfigurationError for a place that cannot be used here, DataError for a tarball that is missing, is not the
-    one that was meant, or cannot be unpacked.
+    one that was meant, or cannot be unpacked, and for a ConfigMap that is not mounted or holds no Python file.
     """
     code = spec.program.code
     if code is None:
@@ -36,7 +40,22 @@ def locate_code(spec: Spec, store: ObjectStore, cache: Path) -> Path | None:
     if scheme == "s3":
         assert code.sha256 is not None  # the spec's own rule
         return _unpacked(code.uri, code.sha256, spec, store, cache / "code", where)
-    raise ConfigurationError(f"{where}: {scheme}: cannot be used here; allowed: file:FOLDER, s3://bucket/key.tar.gz")
+    if scheme == "configmap":
+        return _mounted(code.uri, where)
+    raise ConfigurationError(
+        f"{where}: {scheme}: cannot be used here; allowed: file:FOLDER, s3://bucket/key.tar.gz, configmap://name"
+    )
+
+
+def _mounted(uri: str, where: str) -> Path:
+    match = _CONFIGMAP.fullmatch(uri)
+    if match is None:
+        raise ConfigurationError(f"{where}: allowed: configmap://NAME, whose keys are the Python files: module.py")
+    folder = configmap_folder(match["name"], where)
+    keys = configmap_keys(folder)
+    if not any(key.endswith(".py") for key in keys):
+        raise DataError(f"{where}: the ConfigMap has no key that ends in .py; its keys: {', '.join(keys) or 'none'}")
+    return folder
 
 
 def _unpacked(uri: str, sha256: str, spec: Spec, store: ObjectStore, cache: Path, where: str) -> Path:

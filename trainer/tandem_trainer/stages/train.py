@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from tandem_api.canonical import canonical_json, digest, seed_from
 from tandem_api.contract import StageResult
 from tandem_api.errors import DataError
+from tandem_api.store import S3Store
 from tandem_api.v1alpha1.optimizers import WeightOptimizer
 from tandem_api.v1alpha1.status import Usage
 from tandem_trainer.context import StageContext
@@ -43,7 +44,10 @@ def run(context: StageContext) -> StageResult:
         raise DataError("the request of this train stage names no traces; the traces stage before it has kept none")
     pairs = select_pairs(read_traces(context.store, request.traces), settings.prompts)
     context.progress.report(0, 1, message="loading the model")
-    model_dir = local_model(request.spec.model.uri, context.cache)
+    storage = request.storage
+    model_dir = local_model(
+        request.spec.model.uri, context.cache, lambda bucket: S3Store(bucket, storage.endpoint, storage.region)
+    )
     context.raise_if_stopping()
     prepare_environment(os.environ)
     with _workspace(context) as workspace:

@@ -91,7 +91,7 @@ def cluster_only(run: OptimizationRun) -> list[Problem]:
     return [
         Problem(path, f"found {uri!r}, which only a cluster has; on one machine write file:PATH")
         for path, uri in named
-        if uri.startswith(_CLUSTER_SCHEMES) or (path == "spec.model.uri" and uri.startswith("s3:"))
+        if uri.startswith(_CLUSTER_SCHEMES)
     ]
 
 

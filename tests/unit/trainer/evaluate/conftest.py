@@ -13,7 +13,7 @@ from tests.memory_store import MemoryStore
 from tandem_api.contract import Endpoint, StageRequest, StorageRef
 from tandem_api.v1alpha1 import Spec
 from tandem_trainer.context import StageContext
-from tandem_trainer.progress import ProgressFile
+from tandem_trainer.progress import ProgressReporter
 
 SpecMaker = Callable[..., Spec]
 
@@ -95,7 +95,10 @@ def make_context(tmp_path: Path, store: MemoryStore) -> ContextMaker:
             }
         )
         return StageContext(
-            request=request, store=store, progress=ProgressFile(tmp_path / "progress.json"), cache=tmp_path / "cache"
+            request=request,
+            store=store,
+            progress=ProgressReporter(tmp_path / "progress.json"),
+            cache=tmp_path / "cache",
         )
 
     return make

@@ -136,7 +136,7 @@ def test_code_in_a_tarball_is_verified_unpacked_and_used(
     ("uri", "error", "wanted"),
     [
         ("file:///missing/folder", ConfigurationError, "is not a folder"),
-        ("configmap://code", ConfigurationError, "configmap: cannot be used here; allowed: file:FOLDER"),
+        ("configmap://code", ConfigurationError, "only a cluster has ConfigMaps; write file:PATH"),
     ],
 )
 def test_code_that_is_not_there_is_named(run: Any, train: str, uri: str, error: type[Exception], wanted: str) -> None:

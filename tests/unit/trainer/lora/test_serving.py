@@ -80,6 +80,26 @@ def test_the_users_arguments_win_over_ours() -> None:
     assert command[-3:] == ["--max-model-len=512", "--no-enforce-eager", "--seed=7"]
 
 
+def test_on_a_cluster_it_listens_everywhere_and_lets_calls_end_before_it_stops() -> None:
+    options = parse([*BASE, "--host", "0.0.0.0", "--shutdown-timeout", "45"])
+    given = flags(vllm_command(options, Prepared(Path("/m")), on_cpu=False))
+    assert (given["--host"], given["--shutdown-timeout"]) == ("0.0.0.0", "45")
+    options = parse([*BASE, "--shutdown-timeout", "45", "--", "--shutdown-timeout=5"])
+    assert vllm_command(options, Prepared(Path("/m")), on_cpu=False)[-1:] == ["--shutdown-timeout=5"]
+
+
+def test_on_a_gpu_vllm_decides_how_to_run_fast() -> None:
+    options = parse([*BASE, "--mode", "reload", "--rank", "32", "--", "--tensor-parallel-size=2"])
+    given = flags(vllm_command(options, Prepared(Path("/m"), rank=32, context=8192), on_cpu=False))
+    assert given.keys() == {
+        *("--model", "--served-model-name", "--host", "--port", "--generation-config"),
+        *("--disable-uvicorn-access-log", "--enable-lora", "--max-lora-rank", "--max-loras", "--max-cpu-loras"),
+        *("--api-server-count", "--tensor-parallel-size"),
+    }
+    environment = vllm_environment(options, {}, on_cpu=False, cores=8)
+    assert not {"OMP_NUM_THREADS", "VLLM_CPU_KVCACHE_SPACE", "VLLM_ENABLE_V1_MULTIPROCESSING"} & environment.keys()
+
+
 def test_on_a_cpu_no_prompt_is_ever_split_over_two_steps() -> None:
     for extra, context in (["--max-model-len=8192"], "8192"), ([], "4096"):
         given = flags(vllm_command(parse([*BASE, "--", *extra]), Prepared(Path("/m")), on_cpu=True))
@@ -94,9 +114,11 @@ def test_the_context_on_a_cpu_is_small_and_within_the_models_own(context: int | 
 
 
 def test_the_server_gets_no_credentials_and_never_answers_for_an_adapter_it_lacks() -> None:
-    given = {"AWS_SECRET_ACCESS_KEY": "s", "VLLM_SKIP_MODEL_NAME_VALIDATION": "1", "OMP_NUM_THREADS": "9", "PATH": "/"}
+    given = {"AWS_SECRET_ACCESS_KEY": "s", "HF_TOKEN": "t", "HUGGING_FACE_HUB_TOKEN": "t", "HF_HOME": "/hub"}
+    given |= {"VLLM_SKIP_MODEL_NAME_VALIDATION": "1", "OMP_NUM_THREADS": "9", "PATH": "/"}
     environment = vllm_environment(parse(BASE), given, on_cpu=True, cores=2)
-    assert not [name for name in environment if name.startswith("AWS_")]
+    assert not [name for name in environment if name.startswith("AWS_") or "TOKEN" in name.split("_")]
+    assert environment["HF_HOME"] == "/hub"
     assert "VLLM_SKIP_MODEL_NAME_VALIDATION" not in environment
     assert (environment["OMP_NUM_THREADS"], environment["PATH"]) == ("9", "/")
     assert (environment["VLLM_CPU_OMP_THREADS_BIND"], environment["HF_HUB_OFFLINE"]) == ("nobind", "1")
@@ -160,6 +182,18 @@ def test_an_adapter_is_fetched_verified_and_merged_once(stored: Stored, model_di
     shutil.rmtree(cache / "adapters")
     assert prepare(options, cache) == prepared
     assert len(stored.opened) == 1, "what is merged already needs no store"
+
+
+def test_a_model_in_a_bucket_is_fetched_from_the_server_of_the_options(
+    stored: Stored, model_dir: Path, tmp_path: Path
+) -> None:
+    for file in model_dir.iterdir():
+        stored.store.put_file(f"models/tiny/{file.name}", file)
+    options = Options("s3://weights/models/tiny", 1, "n", endpoint="http://s3", region="here")
+    prepared = prepare(options, tmp_path / "cache")
+    assert prepared.model.parent == tmp_path / "cache" / "models"
+    assert prepared.context == 128
+    assert stored.opened == [("weights", "http://s3", "here")]
 
 
 def test_a_rolled_out_adapter_is_served_under_the_next_rank(stored: Stored, model_dir: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tandem_api.errors import ConfigurationError, DataError, PreemptedError, Sto
 from tandem_api.v1alpha1 import Spec
 from tandem_api.v1alpha1.status import Artifact
 from tandem_trainer.context import StageContext
-from tandem_trainer.progress import ProgressFile
+from tandem_trainer.progress import ProgressReporter
 from tandem_trainer.stages import train as stage
 from tandem_trainer.traces.io import write_traces
 
@@ -55,7 +55,7 @@ class World:
     def run(self) -> StageResult:
         self.attempt += 1
         context = StageContext(
-            request=self._request(), store=self.store, progress=ProgressFile(None), cache=self.tmp_path / "cache"
+            request=self._request(), store=self.store, progress=ProgressReporter(None), cache=self.tmp_path / "cache"
         )
         report = context.progress.report
 

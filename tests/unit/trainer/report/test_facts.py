@@ -19,7 +19,7 @@ from tandem_api.v1alpha1.status import Artifact, StageStatus, Status, Usage
 from tandem_trainer.context import StageContext
 from tandem_trainer.evaluate.examples import Example
 from tandem_trainer.program.loading import LoadedProgram, load_program
-from tandem_trainer.progress import ProgressFile
+from tandem_trainer.progress import ProgressReporter
 from tandem_trainer.prompt.trials import write_prompt_set
 from tandem_trainer.report.facts import Changes, Facts, compare, gather, stage_times
 from tandem_trainer.report.render import render_report
@@ -106,7 +106,7 @@ class Run:
         context = StageContext(
             request=request(self.spec, self.status),
             store=self.store,
-            progress=ProgressFile(None),
+            progress=ProgressReporter(None),
             cache=Path("unused"),
         )
         best = self.status.best

@@ -1,0 +1,109 @@
+"""How the operator is set up: one YAML file, written by the chart, named by TANDEM_OPERATOR_CONFIG."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from tandem_api.errors import ConfigurationError
+
+ENV_CONFIG = "TANDEM_OPERATOR_CONFIG"
+
+_Object = dict[str, Any]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class Images(_Settings):
+    """What pods run."""
+
+    trainer: str = Field(min_length=1)
+    """The image of workers, model servers, adapter sidecars and cleanups, where a run names no other."""
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
+
+
+class PodDefaults(_Settings):
+    """What one kind of pod gets where a run says nothing."""
+
+    resources: _Object = Field(default_factory=dict)
+
+
+class Defaults(_Settings):
+    """What runs get where they say nothing."""
+
+    serving: PodDefaults = PodDefaults()
+    training: PodDefaults = PodDefaults()
+    workers: PodDefaults = PodDefaults()
+    cache_volume: _Object = Field(default_factory=lambda: {"emptyDir": {}})
+    """The volume source of the model cache."""
+    pod_template: _Object = Field(default_factory=dict)
+    """The platform team's patch of every pod."""
+
+
+class NetworkPolicies(_Settings):
+    """Who may talk to whom."""
+
+    enabled: bool = True
+    worker_egress_ports: tuple[int, ...] = (80, 443)
+    """TCP ports that workers may reach anywhere, beside the run's model server, its object store and DNS."""
+
+
+class Lease(_Settings):
+    """Which replica leads."""
+
+    name: str = "tandem-operator"
+    duration_seconds: int = Field(15, ge=2)
+    renew_seconds: int = Field(5, ge=1)
+
+
+class OperatorSettings(_Settings):
+    """All of it."""
+
+    images: Images
+    namespaces: tuple[str, ...] = ()
+    """Where runs are looked after; empty: in the whole cluster."""
+    accelerator_resource: str = "nvidia.com/gpu"
+    """The resource that the defaults ask for; a run may name any other."""
+    defaults: Defaults = Defaults()
+    network_policy: NetworkPolicies = NetworkPolicies()
+    start_failure_seconds: int = Field(600, ge=1)
+    """A pod that cannot start, for its image or a missing Secret, is given up after this."""
+    unschedulable_seconds: int = Field(600, ge=1)
+    """After this an unschedulable pod is told about."""
+    resync_seconds: int = Field(600, ge=1)
+    """Every run is looked at again at least this often."""
+    poll_seconds: int = Field(5, ge=1)
+    """A run that goes on is looked at again at least this often."""
+    workers: int = Field(8, ge=1, le=64)
+    """Runs that are reconciled at once."""
+    job_ttl_seconds: int = Field(3600, ge=0)
+    """How long a Job stays after its result is in the status."""
+    lease: Lease = Lease()
+    metrics_port: int = Field(8080, ge=1, le=65535)
+    health_port: int = Field(8081, ge=1, le=65535)
+    log_format: Literal["json", "text"] = "json"
+
+
+def load_settings(environment: Mapping[str, str] = os.environ) -> OperatorSettings:
+    """The settings of this process. Raises ConfigurationError that names the file and every wrong field."""
+    name = environment.get(ENV_CONFIG)
+    if not name:
+        raise ConfigurationError(f"{ENV_CONFIG} is not set; it names the operator's settings file (YAML)")
+    try:
+        document = yaml.safe_load(Path(name).read_bytes())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{name} cannot be read: {error}") from error
+    try:
+        return OperatorSettings.model_validate(document or {})
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigurationError("\n".join([f"{name} is not valid:", *lines])) from error

@@ -1,0 +1,176 @@
+"""The few calls that the operator makes to the API server, on plain values, over the official dynamic client.
+
+Reads are never served from a cache: what a pass decides on is what etcd holds. Errors are the library's ApiException
+(`status`, `reason`), but for the answers that mean "it is so already".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import kubernetes
+from kubernetes.client import ApiException
+from kubernetes.dynamic import DynamicClient
+from kubernetes.dynamic.resource import Resource
+
+from tandem_api.v1alpha1.crd import PLURAL
+from tandem_api.v1alpha1.run import GROUP, KIND, VERSION
+from tandem_operator.platforms.kubernetes.names import FIELD_MANAGER
+
+Object = dict[str, Any]
+
+#: (group, version, plural) by kind. Said here, so that nothing has to be discovered and no file is cached.
+_KINDS: Final = {
+    KIND: (GROUP, VERSION, PLURAL),
+    "Deployment": ("apps", "v1", "deployments"),
+    "Job": ("batch", "v1", "jobs"),
+    "NetworkPolicy": ("networking.k8s.io", "v1", "networkpolicies"),
+    "Pod": ("", "v1", "pods"),
+    "Service": ("", "v1", "services"),
+    "ConfigMap": ("", "v1", "configmaps"),
+    "Event": ("", "v1", "events"),
+}
+_CONNECT_SECONDS, _READ_SECONDS = 5, 30
+NOT_FOUND, CONFLICT = 404, 409
+
+
+class Client:
+    """Calls to one API server. Safe to use from several threads."""
+
+    def __init__(self, api: kubernetes.client.ApiClient) -> None:
+        self._api = api
+        self._dynamic = DynamicClient(api, discoverer=lambda client, cache_file: None)
+        self._resources = {kind: self._resource(kind, *where) for kind, where in _KINDS.items()}
+
+    def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """The object as it is stored now, or None when there is none."""
+        try:
+            return self._plain(self._dynamic.get(self._resources[kind], name, namespace, **_TIMEOUT))
+        except ApiException as error:
+            if error.status == NOT_FOUND:
+                return None
+            raise
+
+    def list(
+        self, kind: str, namespace: str, *, labels: dict[str, str] | None = None, fields: str | None = None
+    ) -> list[Object]:
+        """All objects of a kind with these labels."""
+        selector = ",".join(f"{key}={value}" for key, value in (labels or {}).items()) or None
+        found = self._dynamic.get(
+            self._resources[kind], namespace=namespace, label_selector=selector, field_selector=fields, **_TIMEOUT
+        )
+        return list(self._plain(found).get("items") or [])
+
+    def create(self, body: Object) -> bool:
+        """Create an object; whether it was not there yet."""
+        try:
+            self._dynamic.create(
+                self._resources[body["kind"]], body, _namespace(body), field_manager=FIELD_MANAGER, **_TIMEOUT
+            )
+        except ApiException as error:
+            if error.status == CONFLICT and "AlreadyExists" in str(error.body):
+                return False
+            raise
+        return True
+
+    def apply(self, body: Object) -> Object:
+        """Server-side apply under our field manager; our fields are taken back from whoever changed them."""
+        answer = self._dynamic.server_side_apply(
+            self._resources[body["kind"]],
+            body,
+            namespace=_namespace(body),
+            field_manager=FIELD_MANAGER,
+            force_conflicts=True,
+            **_TIMEOUT,
+        )
+        return self._plain(answer)
+
+    def patch(self, kind: str, namespace: str, name: str, patch: Object) -> bool:
+        """A JSON merge patch; whether there was such an object."""
+        try:
+            self._dynamic.patch(
+                self._resources[kind],
+                patch,
+                name,
+                namespace,
+                content_type="application/merge-patch+json",
+                field_manager=FIELD_MANAGER,
+                **_TIMEOUT,
+            )
+        except ApiException as error:
+            if error.status == NOT_FOUND:
+                return False
+            raise
+        return True
+
+    def replace_status(self, body: Object) -> Object:
+        """Store an object's status, without its empty texts, which some API servers (1.20) take for null.
+
+        Raises ApiException 409 when its `resourceVersion` is not the stored one.
+        """
+        body = {**body, "status": _without_empty_texts(body["status"])}
+        path = f"{self._resources[body['kind']].path(body['metadata']['name'], _namespace(body))}/status"
+        return self._plain(self._dynamic.request("put", path, body=body, **_TIMEOUT))
+
+    def delete(
+        self, kind: str, namespace: str, name: str, *, uid: str | None = None, propagation: str = "Background"
+    ) -> bool:
+        """Delete an object, with `uid` that very one; whether there was one."""
+        options: Object = {"propagationPolicy": propagation}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
+        try:
+            self._dynamic.delete(self._resources[kind], name, namespace, body=options, **_TIMEOUT)
+        except ApiException as error:
+            if error.status in (NOT_FOUND, CONFLICT):
+                return False
+            raise
+        return True
+
+    def version(self) -> tuple[int, int]:
+        """The server's version: (1, 27)."""
+        found = kubernetes.client.VersionApi(self._api).get_code(_request_timeout=(_CONNECT_SECONDS, _READ_SECONDS))
+        minor = re.match(r"\d+", found.minor or "0")
+        return int(found.major), int(minor[0]) if minor else 0
+
+    def _resource(self, kind: str, group: str, version: str, plural: str) -> Resource:
+        return Resource(
+            prefix="apis" if group else "api",
+            group=group,
+            api_version=version,
+            kind=kind,
+            namespaced=True,
+            verbs=[],
+            name=plural,
+            client=self._dynamic,
+        )
+
+    @staticmethod
+    def _plain(answer: Any) -> Object:
+        found: Object = answer.to_dict()
+        return found
+
+
+_TIMEOUT: Final[dict[str, Any]] = {"_request_timeout": (_CONNECT_SECONDS, _READ_SECONDS)}
+
+
+def connect() -> Client:
+    """A client of the cluster that this process runs in, or else of the kubeconfig's current context."""
+    configuration = kubernetes.client.Configuration()
+    try:
+        kubernetes.config.load_incluster_config(client_configuration=configuration)
+    except kubernetes.config.ConfigException:
+        kubernetes.config.load_kube_config(client_configuration=configuration)
+    configuration.connection_pool_maxsize = 32
+    return Client(kubernetes.client.ApiClient(configuration))
+
+
+def _without_empty_texts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_empty_texts(item) for key, item in value.items() if item != ""}
+    return [_without_empty_texts(item) for item in value] if isinstance(value, list) else value
+
+
+def _namespace(body: Object) -> str:
+    return str(body["metadata"]["namespace"])

@@ -1,0 +1,81 @@
+"""Names and labels of everything that the operator makes in a cluster. Deterministic: the same run, the same names."""
+
+from __future__ import annotations
+
+from tandem_api.v1alpha1.run import GROUP
+
+FIELD_MANAGER = "tandem-operator"
+#: Held by runs whose objects in S3 are to be removed with them.
+FINALIZER = f"{GROUP}/storage"
+
+MANAGED_BY, APP_NAME, COMPONENT = (
+    "app.kubernetes.io/managed-by",
+    "app.kubernetes.io/name",
+    "app.kubernetes.io/component",
+)
+RUN, RUN_UID, TASK, STAGE = (f"{GROUP}/{name}" for name in ("run", "run-uid", "task", "stage"))
+#: On the serving Deployment: the model name that is to be served, and how often it was started anew.
+SERVED_NAME, RESTARTS = f"{GROUP}/served-name", f"{GROUP}/restarts"
+#: On the serving Deployment and its pods: the digest of the pod template, by which old pods are told from new ones.
+TEMPLATE = f"{GROUP}/template"
+#: On what we apply: the digest of what was applied, so that nothing is applied twice.
+APPLIED = f"{GROUP}/applied"
+#: On serving pods, so that the kubelet renews their volumes at once: the digest of the desired adapters.
+DESIRED = f"{GROUP}/desired-adapters"
+#: Kueue's.
+QUEUE = "kueue.x-k8s.io/queue-name"
+
+WORKER, SERVING, CLEANUP = "worker", "serving", "cleanup"
+#: What the operator watches.
+OURS = f"{MANAGED_BY}={FIELD_MANAGER}"
+
+WORKER_CONTAINER, VLLM_CONTAINER, ADAPTERS_CONTAINER = "worker", "vllm", "adapters"
+VLLM_PORT, ADAPTERS_PORT, PROGRESS_PORT = 8000, 8081, 8080
+
+
+def labels(run: str, uid: str, component: str, **more: str) -> dict[str, str]:
+    """What every object of a run carries; `more`: task and stage."""
+    extra = {f"{GROUP}/{name}": value for name, value in more.items()}
+    return {
+        MANAGED_BY: FIELD_MANAGER,
+        APP_NAME: "tandem",
+        COMPONENT: component,
+        RUN: run,
+        RUN_UID: uid,
+        **extra,
+    }
+
+
+def selector(run: str, uid: str, component: str) -> dict[str, str]:
+    """The labels by which a run's pods of one kind are told from all others."""
+    return {COMPONENT: component, RUN: run, RUN_UID: uid}
+
+
+def serving_name(run: str) -> str:
+    """The Deployment, its Service and its NetworkPolicy."""
+    return f"{run}-serving"
+
+
+def replicas_name(run: str) -> str:
+    """The headless Service."""
+    return f"{run}-replicas"
+
+
+def adapters_name(run: str) -> str:
+    """The ConfigMap of the desired adapters."""
+    return f"{run}-adapters"
+
+
+def spec_name(run: str) -> str:
+    """The ConfigMap of the accepted spec."""
+    return f"{run}-spec"
+
+
+def workers_name(run: str) -> str:
+    """The workers' NetworkPolicy."""
+    return f"{run}-workers"
+
+
+def cleanup_name(run: str) -> str:
+    """The Job that removes the run's objects from S3."""
+    return f"{run}-cleanup"

@@ -1,0 +1,160 @@
+"""Why a pod does not work yet, in one word for programs and in a sentence that says what to do. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from tandem_operator.app.settings import OperatorSettings
+
+Object = dict[str, Any]
+
+_IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "RegistryUnavailable"})
+_CREATE = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_MOUNT = frozenset({"FailedMount", "FailedAttachVolume"})
+#: Reasons of a pod that was put away by the cluster, through no fault of its own.
+_DISRUPTED = frozenset({"Preempting", "Shutdown", "NodeShutdown", "Terminated", "NodeLost", "NodeAffinity"})
+_MISSING = re.compile(r'(?P<kind>secret|configmap)s? "(?P<name>[^"]+)" not found', re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What a pod waits for."""
+
+    reason: str
+    message: str
+    is_hopeless: bool = False
+    """It has waited for something that will not come: it is to be given up."""
+
+
+def time_of(text: str | None) -> datetime | None:
+    """A Kubernetes timestamp."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def condition(thing: Object, kind: str) -> Object | None:
+    """The condition of that type."""
+    found = (thing.get("status") or {}).get("conditions") or []
+    return next((c for c in found if c.get("type") == kind), None)
+
+
+def holds(thing: Object, kind: str) -> bool:
+    """Whether the condition is there and True."""
+    found = condition(thing, kind)
+    return found is not None and found.get("status") == "True"
+
+
+def name_of(thing: Object) -> str:
+    return str(thing["metadata"]["name"])
+
+
+def is_going(thing: Object) -> bool:
+    """Whether it has been deleted and is not gone yet."""
+    return bool(thing["metadata"].get("deletionTimestamp"))
+
+
+def has_ended(pod: Object) -> bool:
+    """Whether the pod will never work again."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
+def container_status(pod: Object, container: str) -> Object:
+    """The status of one container; empty before there is one."""
+    found = (pod.get("status") or {}).get("containerStatuses") or []
+    return next((status for status in found if status.get("name") == container), {})
+
+
+def newest(pods: Iterable[Object]) -> Object | None:
+    """The pod that was created last."""
+    return max(pods, key=lambda pod: (pod["metadata"].get("creationTimestamp") or "", name_of(pod)), default=None)
+
+
+def was_disrupted(pod: Object) -> bool:
+    """Whether the cluster took the pod away: preemption, eviction from its node, the node's end."""
+    status = pod.get("status") or {}
+    if holds(pod, "DisruptionTarget") or status.get("reason") in _DISRUPTED:
+        return True
+    # A pod that uses more than it may is evicted for it, and would be again.
+    return status.get("reason") == "Evicted" and "exceed" not in str(status.get("message", ""))
+
+
+def waiting(pod: Object, events: Sequence[Object], now: datetime, settings: OperatorSettings) -> Waiting | None:
+    """What a pod waits for that has not begun to work; None: nothing in particular, or it works.
+
+    `events` are the pod's own, oldest first; they tell of what its status keeps quiet about (volumes, image pulls).
+    """
+    scheduled = condition(pod, "PodScheduled")
+    if scheduled is not None and scheduled.get("status") == "False":
+        return _not_scheduled(scheduled, now, settings)
+    began = time_of((pod.get("status") or {}).get("startTime"))
+    overdue = began is not None and (now - began).total_seconds() > settings.start_failure_seconds
+    for status in (pod.get("status") or {}).get("containerStatuses") or []:
+        state = (status.get("state") or {}).get("waiting") or {}
+        found = _container(pod, status, str(state.get("reason")), str(state.get("message", "")), is_overdue=overdue)
+        if found is not None:
+            return found
+    if any("waiting" in (s.get("state") or {}) for s in (pod.get("status") or {}).get("containerStatuses") or []):
+        return _from_events(pod, events, is_overdue=overdue)
+    return None
+
+
+def starts_slowly(pod: Object, now: datetime) -> bool:
+    """Whether the pod is on a node and has not begun to work for so long that its events should be read."""
+    status = pod.get("status") or {}
+    began = time_of(status.get("startTime"))
+    return status.get("phase") == "Pending" and began is not None and (now - began).total_seconds() > 5
+
+
+def _not_scheduled(scheduled: Object, now: datetime, settings: OperatorSettings) -> Waiting:
+    said, since = str(scheduled.get("message", "")), time_of(scheduled.get("lastTransitionTime"))
+    if scheduled.get("reason") == "SchedulingGated":
+        return Waiting("WaitingForQuota", f"the pod is held back until its queue admits it: {said}")
+    if since is not None and (now - since).total_seconds() > settings.unschedulable_seconds:
+        fix = "add such a node, free one, or ask for less (resources, nodeSelector, tolerations)"
+        return Waiting(
+            "Unschedulable", f"no node takes the pod since {since:%Y-%m-%d %H:%M:%SZ}: {said} To go on: {fix}"
+        )
+    return Waiting("Scheduling", f"waiting for a node: {said}")
+
+
+def _container(pod: Object, status: Object, reason: str, said: str, *, is_overdue: bool) -> Waiting | None:
+    name, image = status.get("name"), status.get("image")
+    if reason == "InvalidImageName":
+        text = f"container {name}: {image!r} is not an image's name; correct it"
+        return Waiting("InvalidImageName", text, is_hopeless=True)
+    if reason in _IMAGE:
+        # The kubelet's own words change with every try; these stay as they are.
+        text = (
+            f"container {name}: the image {image!r} cannot be pulled; check its name, the registry and the pull secrets"
+        )
+        return Waiting("ImagePullBackOff", f"{text} (kubectl describe pod {name_of(pod)})", is_hopeless=is_overdue)
+    if reason in _CREATE:
+        return Waiting(*_missing(pod, f"container {name}: {said}"), is_hopeless=is_overdue)
+    return None
+
+
+def _from_events(pod: Object, events: Sequence[Object], *, is_overdue: bool) -> Waiting | None:
+    for event in reversed(events):
+        if event.get("reason") in _MOUNT:
+            return Waiting(*_missing(pod, str(event.get("message", "")), "MissingVolume"), is_hopeless=is_overdue)
+        if event.get("reason") == "Pulling":
+            return Waiting("PullingImage", str(event.get("message", "")))
+    return None
+
+
+def _missing(pod: Object, said: str, otherwise: str = "CannotCreatePod") -> tuple[str, str]:
+    """(reason, message) for a complaint of the kubelet's, with what is missing where it says so."""
+    namespace, match = pod["metadata"].get("namespace"), _MISSING.search(said)
+    lowered = said.lower()
+    if match is not None:
+        kind = match["kind"].lower()
+        thing = "secret generic" if kind == "secret" else "configmap"
+        fix = f"create it: kubectl -n {namespace} create {thing} {match['name']} ..."
+        reason = "MissingSecret" if kind == "secret" else "MissingConfigMap"
+        return reason, f"the {kind} {match['name']!r} does not exist in the namespace {namespace!r}; {fix}"
+    if "in secret" in lowered or "in configmap" in lowered:
+        return ("MissingSecret" if "in secret" in lowered else "MissingConfigMap"), f"{said}; add the key"
+    return otherwise, said
