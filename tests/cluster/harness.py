@@ -145,6 +145,8 @@ def install_operator(cluster: Cluster, folder: Path, *options: str) -> None:
     cluster.helm(
         *("upgrade", "--install", "tandem", str(ROOT / "charts/tandem"), "--namespace", OPERATOR_NAMESPACE),
         *("--create-namespace", "--values", str(values), "--wait", "--timeout", "120s", *options),
+        # Another pod also where only the image behind the tag has changed.
+        *("--set-string", f"podAnnotations.installed={time.time()}"),
     )
     # Clusters before 1.21 do not give a namespace its name as a label, by which the network policies know it.
     cluster.kubectl(

@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 from tests.cluster.harness import OPERATOR_NAMESPACE, RESOURCE, ROOT, Cluster, until
 
-ACCOUNT = f"system:serviceaccount:{OPERATOR_NAMESPACE}:tandem"
+ACCOUNT = f"system:serviceaccount:{OPERATOR_NAMESPACE}:tandem-operator"
 
 
 def metrics(cluster: Cluster) -> str:
@@ -21,12 +21,14 @@ def metrics(cluster: Cluster) -> str:
 
 
 def test_the_operator_runs_restricted_and_leads(operator: Cluster) -> None:
-    (pod,) = operator.items("pods", OPERATOR_NAMESPACE, "app.kubernetes.io/component=operator")
-    assert pod["spec"]["serviceAccountName"] == "tandem"
+    chosen = (OPERATOR_NAMESPACE, "app.kubernetes.io/component=operator")
+    until(30, "one pod", lambda: len(operator.items("pods", *chosen)) == 1)
+    (pod,) = operator.items("pods", *chosen)
+    assert pod["spec"]["serviceAccountName"] == "tandem-operator"
     (container,) = pod["spec"]["containers"]
     assert container["securityContext"]["readOnlyRootFilesystem"]
     assert pod["spec"]["securityContext"]["runAsNonRoot"]
-    lease = until(20, "a leader", lambda: operator.get("lease", "tandem", OPERATOR_NAMESPACE))
+    lease = until(20, "a leader", lambda: operator.get("lease", "tandem-operator", OPERATOR_NAMESPACE))
     assert lease["spec"]["holderIdentity"].startswith(pod["metadata"]["name"])
     until(20, "tandem_leader 1", lambda: "tandem_leader 1.0" in metrics(operator))
 
@@ -34,7 +36,7 @@ def test_the_operator_runs_restricted_and_leads(operator: Cluster) -> None:
 def test_rendered_manifests_are_valid_to_the_api_server(operator: Cluster) -> None:
     rendered = str(ROOT / "charts/tandem/rendered.yaml")
     said = operator.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", rendered)
-    assert "deployment.apps/tandem " in said
+    assert "deployment.apps/tandem-operator " in said
 
 
 def test_the_resource_definition_is_what_the_models_say(operator: Cluster) -> None:

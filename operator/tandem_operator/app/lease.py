@@ -8,10 +8,10 @@
 * A process that was stopped (SIGSTOP, a paused virtual machine) finds its time over before it renews again.
 * A released Lease has no holder, and a spare takes it at its next look.
 
-The official client's `kubernetes.leaderelection` (37.0.1) is not used: its deadline is measured with the wall clock
-and only between calls that have no timeout, it cannot release a Lease or be stopped, it compares times of the
-candidates' local clocks as text, it loses leaseTransitions, and one renewal in a million is refused by the API
-server because Python leaves out microseconds that are zero.
+The official client's `kubernetes.leaderelection` (37.0.1) is not used: it measures its deadline with the wall clock,
+and only between calls that have no timeout; it can neither release a Lease nor be stopped; it does not count
+leaseTransitions; and one renewal in a million is refused by the API server, because Python leaves out microseconds
+that are zero.
 """
 
 from __future__ import annotations

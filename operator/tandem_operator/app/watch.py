@@ -46,11 +46,11 @@ def handlers(listener: Listener) -> kopf.OperatorRegistry:
 
     # Asked again whenever the API server answers 401; reads the service account's token, which the kubelet renews,
     # or the kubeconfig anew each time.
-    @kopf.on.login(registry=registry, retries=5, backoff=5.0)
+    @kopf.on.login(id="login", registry=registry, retries=5, backoff=5.0)
     def login(**options: Any) -> kopf.ConnectionInfo | None:
         return kopf.login_via_client(**options)
 
-    @kopf.on.event(*RUNS, registry=registry)
+    @kopf.on.event(*RUNS, id=PLURAL, registry=registry)
     async def run_changed(event: Mapping[str, Any], **_: Any) -> None:
         meta = event["object"]["metadata"]
         key = (meta["namespace"], meta["name"])

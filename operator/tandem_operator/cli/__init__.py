@@ -1,1 +1,1 @@
-"""The command line: `tandem run | status | report | validate | version`."""
+"""The command line: what `tandem` does on this machine, and in `cluster` what it does on a cluster."""

@@ -14,12 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tandem_api.contract import Progress
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_operator.actions import EmitEvent
+from tandem_operator.cli.glance import Glance
 from tandem_operator.cli.narration import duration, narrate, progress_line, seconds_between, short, whereabouts
-from tandem_operator.decide.names import task_name
-from tandem_operator.snapshot import Observed
 
 #: On what is no terminal, at most one line of progress in this many seconds.
 PROGRESS_SECONDS = 10.0
@@ -47,25 +45,26 @@ class PlainDisplay:
         """Take what is known before the first pass as told."""
         self._status = status
         if status.steps:
-            self._say(whereabouts(status))
+            self.say(whereabouts(status))
 
     def event(self, event: EmitEvent) -> None:
         """Say what the engine has to tell, but for what the status says just as well."""
         if event.type == "Normal" and event.reason.startswith(("Step", "Run")):
             return
-        self._say(f"{'warning: ' if event.type == 'Warning' else ''}{event.message}")
+        self.say(f"{'warning: ' if event.type == 'Warning' else ''}{event.message}")
 
-    def update(self, run: OptimizationRun, seen: Observed) -> None:
+    def update(self, run: OptimizationRun, glance: Glance) -> None:
         """Say what has happened since the last call."""
         before, self._status = self._status, run.status
         for line in narrate(before, run.status):
-            self._say(line)
-        progress = current_progress(run, seen)
+            self.say(line)
+        progress = glance.progress
         if progress is not None and run.status.step is not None and self._clock() >= self._next_progress:
             self._next_progress = self._clock() + PROGRESS_SECONDS
-            self._say(progress_line(run.status.step, progress))
+            self.say(progress_line(run.status.step, progress, glance.amount))
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line with the time before it, and what follows it below."""
         first, *rest = text.splitlines() or [""]
         for line in (f"{datetime.now():%H:%M:%S}  {first}", *(f"          {line}" for line in rest)):
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -88,38 +87,29 @@ class LiveDisplay(PlainDisplay):
     ) -> None:
         self._live.stop()
 
-    def update(self, run: OptimizationRun, seen: Observed) -> None:
+    def update(self, run: OptimizationRun, glance: Glance) -> None:
         # The panel shows the progress.
         self._next_progress = self._clock() + PROGRESS_SECONDS
-        super().update(run, seen)
+        super().update(run, glance)
         if self._clock() >= self._next_refresh:
             self._next_refresh = self._clock() + _REFRESH_SECONDS
-            self._live.update(panel(run, seen, animation_time=self._clock()), refresh=True)
+            self._live.update(panel(run, glance, animation_time=self._clock()), refresh=True)
 
 
-def current_progress(run: OptimizationRun, seen: Observed) -> Progress | None:
-    """What the worker of the current stage last reported."""
-    current = run.status.step
-    if current is None or current.stage is None:
-        return None
-    task = seen.tasks.get(task_name(seen.name, current.index, current.kind, current.stage, current.attempt))
-    return task.progress if task is not None and task.state == "running" else None
-
-
-def panel(run: OptimizationRun, seen: Observed, *, animation_time: float = 0.0) -> RenderableType:
+def panel(run: OptimizationRun, glance: Glance, *, animation_time: float = 0.0) -> RenderableType:
     """Step, stage, bar, time left, score so far, tokens and the model server, in four lines."""
     status, current = run.status, run.status.step
     if current is None:
-        return Text("finishing", style="dim")
-    progress = current_progress(run, seen)
+        return Text("finishing" if status.steps else "waiting to begin", style="dim")
     head = Text.assemble(
         (run.metadata.name, "bold"), f"  step {current.index} of {len(status.steps) - 1} ({current.kind})  ",
         (current.stage or "", "bold cyan"), f"  attempt {current.attempt}" if current.attempt > 1 else "",
     )  # fmt: skip
-    return Group(head, _bar(progress, animation_time), *_details(status, progress, seen))
+    return Group(head, _bar(glance, animation_time), *_details(status, glance))
 
 
-def _bar(progress: Progress | None, animation_time: float) -> RenderableType:
+def _bar(glance: Glance, animation_time: float) -> RenderableType:
+    progress = glance.progress
     row = Table.grid(padding=(0, 1))
     if progress is None or not progress.total:
         bar = ProgressBar(total=None, pulse=True, width=40, animation_time=animation_time)
@@ -127,27 +117,18 @@ def _bar(progress: Progress | None, animation_time: float) -> RenderableType:
         return row
     left = f"{duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
     bar = ProgressBar(total=progress.total, completed=progress.done, width=40)
-    row.add_row(bar, f"{progress.done} of {progress.total}", left, progress.message)
+    row.add_row(bar, glance.amount, left, progress.message)
     return row
 
 
-def _details(status: Status, progress: Progress | None, seen: Observed) -> list[Text]:
+def _details(status: Status, glance: Glance) -> list[Text]:
+    progress = glance.progress
     tokens = status.usage.tokens + (progress.usage.tokens if progress is not None else 0)
     facts = [f"best {short(status.best.score)} (step {status.best.step})"] if status.best is not None else []
     if progress is not None:
         facts += [f"score so far {progress.score:.3f}"] if progress.score is not None else []
         facts += [f"loss {progress.loss:.3f}"] if progress.loss is not None else []
     facts += [f"{tokens:,} tokens"] if tokens else []
-    elapsed = seconds_between(status.started, seen.now)
+    elapsed = seconds_between(status.started, glance.now)
     facts += [f"{duration(elapsed)} since the start"] if elapsed is not None else []
-    return [Text("  ".join(facts)), Text(_serving(status, seen), style="dim")]
-
-
-def _serving(status: Status, seen: Observed) -> str:
-    server = seen.serving
-    if server is None:
-        return "model server: none"
-    if server.state != "starting":
-        return f"model server: {server.name}, {server.state}"
-    waited = seconds_between(status.serving.since, seen.now)
-    return f"model server: {server.name}, loading" + (f" for {duration(waited)}" if waited is not None else "")
+    return [Text("  ".join(facts)), Text(f"model server: {glance.serving}", style="dim")]

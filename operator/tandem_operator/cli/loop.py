@@ -9,9 +9,9 @@ from types import FrameType
 from typing import Protocol
 
 from tandem_api.v1alpha1 import OptimizationRun
+from tandem_operator.cli.glance import Glance, from_platform
 from tandem_operator.platforms.local.platform import LocalPlatform
 from tandem_operator.reconcile import reconcile
-from tandem_operator.snapshot import Observed
 
 #: Seconds between two passes when nothing ends in between. One costs a millisecond where nothing has changed.
 INTERVAL_SECONDS = 0.2
@@ -55,7 +55,7 @@ class Interrupt:
 class Display(Protocol):
     """Where a run is shown while it goes on."""
 
-    def update(self, run: OptimizationRun, seen: Observed) -> None:
+    def update(self, run: OptimizationRun, glance: Glance) -> None:
         """Show how it is now."""
 
 
@@ -64,7 +64,8 @@ def drive(platform: LocalPlatform, display: Display, interrupt: Interrupt) -> bo
     while True:
         finished = reconcile(platform).finished
         if platform.seen is not None:
-            display.update(platform.load(), platform.seen)
+            run = platform.load()
+            display.update(run, from_platform(run, platform.seen))
         if finished:
             return True
         if interrupt.is_asked:

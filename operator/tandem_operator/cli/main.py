@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tandem_operator.cli.cluster import commands as cluster_commands
 from tandem_operator.cli.errors import EXIT_USAGE, fail, reported
+from tandem_operator.cli.options import Context, Kubeconfig, Manifest, ManifestNamespace, Namespace, OutputFormat
 
 app = typer.Typer(
     name="tandem",
@@ -18,37 +19,47 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Manifest = Annotated[Path, typer.Option("--file", "-f", help="The manifest of an OptimizationRun.", show_default=False)]
-Run = Annotated[str, typer.Argument(help="The run's folder, or its name under runs/.", show_default=False)]
-
-
-class Output(StrEnum):
-    """How a resource is printed."""
-
-    YAML = "yaml"
-    JSON = "json"
+_LOCAL_PANEL = "With --local"
 
 
 @app.command()
 def run(
     file: Manifest,
-    local: Annotated[bool, typer.Option("--local", help="On this machine, with child processes.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="On this machine, with child processes, instead of on a cluster.")
+    ] = False,
     workdir: Annotated[
-        Path | None, typer.Option(help="The run's folder. Default: runs/NAME.", show_default=False)
+        Path | None,
+        typer.Option(help="The run's folder. Default: runs/NAME.", show_default=False, rich_help_panel=_LOCAL_PANEL),
     ] = None,
     serving_port: Annotated[
         int | None,
-        typer.Option(min=1024, max=65535, help="The model server's port. Default: a free one.", show_default=False),
+        typer.Option(
+            min=1024,
+            max=65535,
+            help="The model server's port. Default: a free one.",
+            show_default=False,
+            rich_help_panel=_LOCAL_PANEL,
+        ),
     ] = None,
+    namespace: ManifestNamespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Run a manifest to its end. Ctrl-C stops it; the same command goes on where it was.
+    """Run a manifest to its end: on a cluster (`submit` and `watch`), or here with --local.
+
+    Ctrl-C stops a local run, and the same command goes on where it was; on a cluster it stops the watching only.
 
     Exit codes: 0 done, 1 failed, 2 bad command or manifest, 130 interrupted.
     """
+    where = {"--namespace": namespace, "--context": context, "--kubeconfig": kubeconfig}
+    here = {"--workdir": workdir, "--serving-port": serving_port}
+    for option, value in (where if local else here).items():
+        if value is not None:
+            fix = f"drop {option} or --local" if local else f"drop {option} or add --local"
+            raise fail(f"{option} belongs to runs {'on a cluster' if local else 'on this machine'}: {fix}", EXIT_USAGE)
     if not local:
-        raise fail(
-            "only runs on this machine are possible yet: add --local. Clusters come with the operator", EXIT_USAGE
-        )
+        raise typer.Exit(cluster_commands.submit_file(file, namespace, context, kubeconfig, wait=True))
     with reported():
         from tandem_operator.cli.run import run_local
 
@@ -58,24 +69,35 @@ def run(
 
 @app.command()
 def status(
-    run: Run,
-    output: Annotated[
-        Output | None, typer.Option("--output", "-o", help="The whole resource instead.", show_default=False)
-    ] = None,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A run's folder, its name under runs/, or its name on a cluster.", show_default=False
+        ),
+    ],
+    output: OutputFormat = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Show where a run is and what it found so far."""
-    with reported():
-        from tandem_operator.cli.show import show_status
+    """Show where a run is and what it found so far.
 
-        show_status(run, output.value if output is not None else None)
+    A run of that name in a folder comes first, unless one of the cluster's options is given.
+    """
+    with reported():
+        from tandem_operator.cli.cluster.access import Access
+        from tandem_operator.cli.cluster.status import show_status_anywhere
+
+        access = Access(namespace, context, kubeconfig)
+        show_status_anywhere(name, access, output.value if output is not None else None)
 
 
 @app.command()
 def report(
-    run: Run,
+    run: Annotated[str, typer.Argument(help="The run's folder, or its name under runs/.", show_default=False)],
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser, too.")] = False,
 ) -> None:
-    """Print the path of a run's report."""
+    """Print the path of a local run's report."""
     with reported():
         from tandem_operator.cli.show import show_report
 
@@ -88,12 +110,18 @@ def validate(
     schema_only: Annotated[
         bool, typer.Option("--schema-only", help="Do not look whether the files that it names exist.")
     ] = False,
+    for_cluster: Annotated[
+        bool, typer.Option("--cluster", help="Check what a cluster needs instead of the files on this machine.")
+    ] = False,
 ) -> None:
     """Show everything that is wrong with a manifest, each error with its line and field."""
     with reported():
         from tandem_operator.cli.show import validate_manifest
 
-        validate_manifest(file, schema_only=schema_only)
+        validate_manifest(file, schema_only=schema_only, for_cluster=for_cluster)
+
+
+cluster_commands.add_to(app)
 
 
 @app.command()

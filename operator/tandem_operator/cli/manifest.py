@@ -13,6 +13,7 @@ import yaml
 from tandem_api.errors import ConfigurationError
 from tandem_api.v1alpha1 import OptimizationRun
 from tandem_api.v1alpha1.run import ManifestError, Problem, parse_run
+from tandem_operator.platforms.kubernetes.manifest import cluster_problems
 from tandem_operator.platforms.local.manifest import missing_files, resolve
 from tandem_operator.platforms.local.workdir import load_yaml
 
@@ -76,6 +77,21 @@ def parse(file: ManifestFile, *, with_files: bool = True) -> OptimizationRun:
     try:
         run = resolve(parse_run(file.document), file.path.parent)
         problems += missing_files(run) if with_files else []
+    except ManifestError as error:
+        problems += error.problems
+    if problems or run is None:
+        raise file.explain(problems)
+    return run
+
+
+def parse_for_cluster(file: ManifestFile) -> OptimizationRun:
+    """The run as it is written, for a cluster, where a `file:` address means no file of this machine. Raises
+    ConfigurationError with every problem of the manifest, and with what cannot work on a cluster."""
+    problems = list(file.duplicates)
+    run = None
+    try:
+        run = parse_run(file.document)
+        problems += cluster_problems(run)
     except ManifestError as error:
         problems += error.problems
     if problems or run is None:

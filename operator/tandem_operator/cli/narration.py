@@ -50,15 +50,14 @@ def whereabouts(status: Status) -> str:
     return f"going on with step {current.index} ({current.kind}), {current.stage}"
 
 
-def progress_line(current: CurrentStep, progress: Progress) -> str:
-    """How far the current stage is."""
-    parts = [f"step {current.index} ({current.kind}), {current.stage}: {progress.done} of {progress.total}"]
-    parts += [progress.message] if progress.message else []
+def progress_line(current: CurrentStep, progress: Progress, amount: str) -> str:
+    """How far the current stage is; `amount` is its part that is done, empty if that is not known."""
+    parts = [part for part in (amount, progress.message) if part]
     parts += [f"score {progress.score:.3f}"] if progress.score is not None else []
     parts += [f"loss {progress.loss:.3f}"] if progress.loss is not None else []
     parts += [f"{progress.usage.tokens:,} tokens"] if progress.usage.tokens else []
     parts += [f"{duration(progress.eta_seconds)} left"] if progress.eta_seconds is not None else []
-    return ", ".join(parts)
+    return f"step {current.index} ({current.kind}), {current.stage}: {', '.join(parts) or 'working'}"
 
 
 def seconds_between(start: datetime | None, end: datetime | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Commands that only look: `status`, `report`, `validate`."""
+"""Commands that only look at folders and files: `status` of a local run, `report`, `validate`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from tandem_api.conditions import PROGRESSING, SERVING_READY, WAITING, find
 from tandem_api.errors import ConfigurationError
 from tandem_api.v1alpha1 import OptimizationRun
 from tandem_operator.cli.errors import EXIT_FAILED, fail
-from tandem_operator.cli.manifest import parse, read_manifest
+from tandem_operator.cli.manifest import parse, parse_for_cluster, read_manifest
 from tandem_operator.cli.tables import WIDTH, results
 from tandem_operator.platforms.local.workdir import Workdir
 
 #: Where `tandem run` keeps runs unless it is told otherwise.
 RUNS = Path("runs")
+
+
+class NoSuchRunError(ConfigurationError):
+    """No folder of that name holds a run."""
 
 
 def console() -> Console:
@@ -27,7 +32,10 @@ def console() -> Console:
 
 
 def find_run(name: str) -> tuple[Workdir, OptimizationRun]:
-    """The folder of that path, or of that name under `runs/`, and its resource. Raises ConfigurationError."""
+    """The folder of that path, or of that name under `runs/`, and its resource.
+
+    Raises NoSuchRunError, or ConfigurationError for a folder that cannot be read.
+    """
     tried = []
     for path in (Path(name), RUNS / name):
         workdir = Workdir(path.parent if path.name == "status.yaml" else path)
@@ -35,11 +43,11 @@ def find_run(name: str) -> tuple[Workdir, OptimizationRun]:
         if run is not None:
             return workdir, run
         tried.append(str(workdir.status))
-    raise ConfigurationError(f"there is no run {name!r}: neither {' nor '.join(tried)} exists")
+    raise NoSuchRunError(f"there is no run {name!r}: neither {' nor '.join(tried)} exists")
 
 
 def show_status(name: str, output: str | None) -> None:
-    """Print a run's state, or its whole resource as yaml or json."""
+    """Print a local run's state, or its whole resource as yaml or json."""
     workdir, run = find_run(name)
     if output == "yaml":
         typer.echo(workdir.status.read_text(encoding="utf-8"), nl=False)
@@ -48,16 +56,26 @@ def show_status(name: str, output: str | None) -> None:
         typer.echo(json.dumps(run.to_json(), indent=2, ensure_ascii=False))
         return
     out = console()
-    out.print(f"{run.metadata.name}: {run.status.phase}", style="bold", markup=False)
-    current = run.status.step
-    if current is not None:
-        percent = f", {current.progress}%" if current.progress is not None else ""
-        out.print(f"step {current.index} ({current.kind}), {current.stage}{percent} {current.message}", markup=False)
-    out.print()
-    out.print(results(run))
+    print_run(out, run)
     report = report_path(workdir)
     if report.exists():
         out.print(f"report      {report}", markup=False, soft_wrap=True)
+
+
+def print_run(out: Console, run: OptimizationRun) -> None:
+    """Where a run is, what it waits for, and what it found so far."""
+    status = run.status
+    out.print(f"{run.metadata.name}: {status.phase}", style="bold", markup=False)
+    current = status.step
+    if current is not None:
+        percent = f", {current.progress}%" if current.progress is not None else ""
+        out.print(f"step {current.index} ({current.kind}), {current.stage}{percent} {current.message}", markup=False)
+    for kind in (PROGRESSING, SERVING_READY):
+        condition = find(status.conditions, kind)
+        if condition is not None and condition.reason in WAITING:
+            out.print(f"waiting     {condition.reason}: {condition.message}", markup=False)
+    out.print()
+    out.print(results(run))
 
 
 def report_path(workdir: Workdir) -> Path:
@@ -72,7 +90,7 @@ def show_report(name: str, *, open_it: bool) -> None:
     if not path.exists():
         raise fail(
             f"{path} does not exist: the run is at {run.status.phase}; a report is written at the end of a run that "
-            "succeeds, and `tandem run` fetches it",
+            "succeeds, and `tandem run --local` fetches it",
             EXIT_FAILED,
         )
     typer.echo(str(path))
@@ -80,8 +98,10 @@ def show_report(name: str, *, open_it: bool) -> None:
         webbrowser.open(path.as_uri())
 
 
-def validate_manifest(file: Path, *, schema_only: bool) -> None:
+def validate_manifest(file: Path, *, schema_only: bool, for_cluster: bool) -> None:
     """Print that a manifest is valid. Raises ConfigurationError with everything that is wrong."""
-    run = parse(read_manifest(file), with_files=not schema_only)
-    steps = run.spec.strategy_text
-    typer.echo(f"{file} is valid: {run.metadata.name}, {steps}")
+    manifest = read_manifest(file)
+    run = parse_for_cluster(manifest) if for_cluster else parse(manifest, with_files=not schema_only)
+    typer.echo(
+        f"{file} is valid{' on a cluster' if for_cluster else ''}: {run.metadata.name}, {run.spec.strategy_text}"
+    )

@@ -23,6 +23,7 @@ from tandem_api.v1alpha1.status import (
     Usage,
 )
 from tandem_operator.actions import EmitEvent
+from tandem_operator.cli.glance import from_platform
 from tandem_operator.cli.live import LiveDisplay, PlainDisplay, panel
 from tandem_operator.cli.narration import duration, narrate
 from tandem_operator.cli.tables import results
@@ -134,7 +135,7 @@ def test_plain_progress_is_one_line_in_ten_seconds(run: OptimizationRun) -> None
     for second in range(31):
         time[0] = float(second)
         progress = Progress(done=second, total=360, message="candidate 3 of 12", score=0.8125, eta_seconds=80)
-        display.update(run, observed(progress))
+        display.update(run, from_platform(run, observed(progress)))
     lines = [line[10:] for line in out.getvalue().splitlines()]
     assert lines[0] == "going on with step 1 (p), optimize"
     assert [line.split(",")[1] for line in lines[1:]] == [
@@ -159,7 +160,8 @@ def test_the_panel_shows_step_stage_bar_time_left_score_tokens_and_server(run: O
     progress = Progress(done=90, total=360, message="candidate 3 of 12", score=0.8125, eta_seconds=80, usage=usage)
     out = io.StringIO()
     best = run.model_copy(update={"status": run.status.model_copy(update={"best": candidate()})})
-    Console(file=out, width=80).print(panel(best, observed(progress, ServingObservation("base", "ready"))))
+    glance = from_platform(best, observed(progress, ServingObservation("base", "ready")))
+    Console(file=out, width=80).print(panel(best, glance))
     shown = out.getvalue()
     for text in (
         "small  step 1 of 0 (p)  optimize",
@@ -177,7 +179,7 @@ def test_the_panel_shows_step_stage_bar_time_left_score_tokens_and_server(run: O
 def test_a_terminal_gets_the_lines_and_the_panel(run: OptimizationRun) -> None:
     out = io.StringIO()
     with LiveDisplay(Console(file=out, force_terminal=True, width=80)) as display:
-        display.update(run, observed(serving=ServingObservation("base", "starting")))
+        display.update(run, from_platform(run, observed(serving=ServingObservation("base", "starting"))))
     shown = out.getvalue()
     assert "step 1 (p), optimize: started" in shown
     assert "model server: base, loading" in shown

@@ -1,0 +1,179 @@
+"""The commands that need a cluster, and their options. What they do is imported only when one is called."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tandem_operator.cli.errors import EXIT_DONE, reported
+from tandem_operator.cli.options import (
+    Context,
+    Kubeconfig,
+    Manifest,
+    ManifestNamespace,
+    Namespace,
+    OutputFormat,
+    RunName,
+)
+
+PANEL = "On a cluster"
+
+
+class Stage(StrEnum):
+    """The stages of a step."""
+
+    CHECK = "check"
+    EVALUATE = "evaluate"
+    OPTIMIZE = "optimize"
+    TRACES = "traces"
+    TRAIN = "train"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for command, name in (
+        (submit, "submit"),
+        (list_runs, "list"),
+        (watch, "watch"),
+        (logs, "logs"),
+        (cancel, "cancel"),
+        (suspend, "suspend"),
+        (resume, "resume"),
+    ):
+        app.command(name, rich_help_panel=PANEL)(command)
+
+
+def submit(
+    file: Manifest,
+    wait: Annotated[bool, typer.Option("--wait", help="Watch it to its end, as `tandem run` does.")] = False,
+    namespace: ManifestNamespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Create the run of a manifest. The same again is no error.
+
+    Exit codes: 0 created or there already, 1 the cluster failed, 2 bad command or manifest; with --wait as `watch`.
+    """
+    raise typer.Exit(submit_file(file, namespace, context, kubeconfig, wait=wait))
+
+
+def submit_file(file: Path, namespace: str | None, context: str | None, kubeconfig: Path | None, *, wait: bool) -> int:
+    """Create the run, and watch it if wanted. Returns the exit code."""
+    with reported():
+        from tandem_operator.cli.cluster.access import Access
+        from tandem_operator.cli.cluster.submit import submit as submit_run
+
+        access = Access(namespace, context, kubeconfig)
+        done = submit_run(file, access)
+        said = "is submitted to" if done.is_new else "exists already, with the same spec, in"
+        typer.echo(f"{done.name} {said} namespace {done.namespace}")
+        if wait:
+            from tandem_operator.cli.cluster.watch import watch_run
+
+            return watch_run(done.cluster, done.namespace, done.name, access)
+        others = Access(None, context, kubeconfig).arguments
+        typer.echo(f"to watch it: tandem watch {done.name} -n {done.namespace}{others}")
+    return EXIT_DONE
+
+
+def list_runs(
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="The runs of all namespaces.")] = False,
+    output: OutputFormat = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """List the runs of a namespace, with where each is and its best score."""
+    with reported():
+        from tandem_operator.cli.cluster.access import Access
+        from tandem_operator.cli.cluster.show import show_list
+
+        access = Access(namespace, context, kubeconfig)
+        show_list(access, everywhere=everywhere, output=output.value if output is not None else None)
+
+
+def watch(name: RunName, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
+    """Show a run until it ends. Ctrl-C stops the watching only.
+
+    Exit codes: 0 the run succeeded, 1 it failed (or was deleted, or the cluster is out of reach), 2 bad command,
+    130 stopped watching.
+    """
+    with reported():
+        from tandem_operator.cli.cluster.access import Access, connect
+        from tandem_operator.cli.cluster.watch import watch_run
+
+        cluster = connect(kubeconfig, context)
+        code = watch_run(cluster, namespace or cluster.namespace, name, Access(namespace, context, kubeconfig))
+    raise typer.Exit(code)
+
+
+def logs(
+    name: RunName,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what comes, also from the next stages' workers.")
+    ] = False,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Of this step; 0 is the baseline.", show_default=False)
+    ] = None,
+    stage: Annotated[Stage | None, typer.Option(help="Of this stage.", show_default=False)] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Of this attempt.", show_default=False)] = None,
+    serving: Annotated[bool, typer.Option("--serving", help="The model server's log instead.")] = False,
+    previous: Annotated[
+        bool, typer.Option("--previous", help="From before the container's last restart: why it crashed.")
+    ] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Print the log of a run's current worker, or of another one, or of the model server."""
+    with reported():
+        from tandem_operator.cli.cluster.access import Access
+        from tandem_operator.cli.cluster.logs import Wanted, show_logs
+        from tandem_operator.cli.cluster.pods import Choice
+
+        choice = Choice(step, stage.value if stage is not None else None, attempt)
+        access = Access(namespace, context, kubeconfig)
+        code = show_logs(name, access, Wanted(choice, serving=serving, previous=previous), follow=follow)
+    raise typer.Exit(code)
+
+
+def cancel(
+    name: RunName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Delete a run and release all that it holds, after a question.
+
+    Its objects in S3 are kept or removed as spec.storage.deletionPolicy says (default: kept).
+    """
+    with reported():
+        from tandem_operator.cli.cluster.access import Access
+        from tandem_operator.cli.cluster.change import cancel as cancel_run
+
+        code = cancel_run(name, Access(namespace, context, kubeconfig), is_confirmed=yes)
+    raise typer.Exit(code)
+
+
+def suspend(name: RunName, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
+    """Stop a run's serving and training, and keep everything, until `resume`."""
+    raise typer.Exit(_set_suspend(name, namespace, context, kubeconfig, suspend=True))
+
+
+def resume(name: RunName, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
+    """Let a suspended run go on where it was."""
+    raise typer.Exit(_set_suspend(name, namespace, context, kubeconfig, suspend=False))
+
+
+def _set_suspend(
+    name: str, namespace: str | None, context: str | None, kubeconfig: Path | None, *, suspend: bool
+) -> int:
+    with reported():
+        from tandem_operator.cli.cluster.access import Access
+        from tandem_operator.cli.cluster.change import set_suspend
+
+        return set_suspend(name, Access(namespace, context, kubeconfig), suspend=suspend)

@@ -1,0 +1,87 @@
+"""`tandem submit`: a manifest becomes a run on a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tandem_api.errors import ConfigurationError
+from tandem_api.v1alpha1 import OptimizationRun
+from tandem_api.v1alpha1.spec import MUTABLE_FIELDS
+from tandem_operator.cli.cluster.access import Access, connect
+from tandem_operator.cli.cluster.client import Cluster, Resource
+from tandem_operator.cli.cluster.failures import AlreadyExistsError
+from tandem_operator.cli.cluster.resource import read
+from tandem_operator.cli.manifest import ManifestFile, parse_for_cluster, read_manifest
+
+#: Given by the API server; a manifest that was read from a cluster has them.
+_GIVEN = frozenset(
+    {"uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"}
+    | {"managedFields", "selfLink"}
+)
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The run on the cluster."""
+
+    cluster: Cluster
+    namespace: str
+    name: str
+    is_new: bool
+    """False: the same run was there already."""
+
+
+def submit(file: Path, access: Access) -> Submitted:
+    """Create the run, or find it there with the same spec. Raises ConfigurationError with everything that is wrong in
+    the manifest before the cluster is asked, and with what the cluster says after."""
+    manifest = read_manifest(file)
+    run = parse_for_cluster(manifest)
+    named = manifest.document["metadata"].get("namespace")
+    if named is not None and access.namespace not in (None, named):
+        raise ConfigurationError(
+            f"{file} names the namespace {named!r} in metadata.namespace, and -n names {access.namespace!r}; "
+            "leave one of them out"
+        )
+    cluster = connect(access.kubeconfig, access.context)
+    namespace = access.namespace or named or cluster.namespace
+    name = run.metadata.name
+    try:
+        cluster.create(namespace, resource_of(manifest, namespace))
+    except AlreadyExistsError:
+        _require_same(cluster.get(namespace, name), run, namespace, file)
+        return Submitted(cluster, namespace, name, is_new=False)
+    return Submitted(cluster, namespace, name, is_new=True)
+
+
+def resource_of(manifest: ManifestFile, namespace: str) -> Resource:
+    """What is sent: what the user wrote, without what only the cluster can know."""
+    document: dict[str, Any] = manifest.document
+    metadata = {key: value for key, value in document["metadata"].items() if key not in _GIVEN}
+    return {
+        "apiVersion": document["apiVersion"],
+        "kind": document["kind"],
+        "metadata": {**metadata, "namespace": namespace},
+        "spec": document["spec"],
+    }
+
+
+def _require_same(stored: Resource, wanted: OptimizationRun, namespace: str, file: Path) -> None:
+    """Raises AlreadyExistsError unless the stored run is the wanted one."""
+    name = wanted.metadata.name
+    if stored["metadata"].get("deletionTimestamp"):
+        raise AlreadyExistsError(
+            f"a run {name!r} in namespace {namespace} is being deleted; try again when it is gone "
+            f"(kubectl wait --for=delete optimizationrun/{name} -n {namespace}), or choose another name"
+        )
+    before, after = read(stored).spec.to_json(), wanted.spec.to_json()
+    changed = sorted(field for field in {*before, *after} if before.get(field) != after.get(field))
+    if not changed:
+        return
+    hint = f" (kubectl apply -f {file} -n {namespace} changes that)" if set(changed) <= MUTABLE_FIELDS else ""
+    raise AlreadyExistsError(
+        f"a run {name!r} exists already in namespace {namespace}, and its spec differs in "
+        f"{', '.join(f'spec.{field}' for field in changed)}{hint}; tandem cancel {name} -n {namespace} first, "
+        "or choose another name"
+    )
