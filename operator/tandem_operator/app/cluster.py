@@ -1,4 +1,4 @@
-"""The API calls of the process itself, beside those of passes: the runs' versions, and a client for the Lease."""
+"""The API calls of the process itself, beside those of passes: the runs' versions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,6 @@ _PAGE = 500
 _TIMEOUT = (5, 30)
 # The API server then leaves out spec and status, which are most of a run.
 _METADATA_ONLY = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
-
-
-def api_client() -> kubernetes.client.ApiClient:
-    """A client as the pod's service account, or else as the kubeconfig says. The token file is read again by itself."""
-    configuration = kubernetes.client.Configuration()
-    try:
-        kubernetes.config.load_incluster_config(client_configuration=configuration)
-    except kubernetes.config.ConfigException:
-        kubernetes.config.load_kube_config(client_configuration=configuration)
-    # Whoever asks repeats: a call that repeats itself would last longer than its timeout.
-    configuration.retries = False
-    return kubernetes.client.ApiClient(configuration)
 
 
 class RunLister:

@@ -27,7 +27,7 @@ from typing import Protocol
 
 from kubernetes.client import ApiException, V1Lease, V1LeaseSpec, V1ObjectMeta
 
-from tandem_operator.app import settings
+from tandem_operator import settings
 from tandem_operator.app.retry import describe
 
 #: A leader that has not renewed for this part of the duration stops.

@@ -18,15 +18,15 @@ import kubernetes
 
 from tandem_api.errors import ConfigurationError
 from tandem_operator.app import logs
-from tandem_operator.app.cluster import RunLister, api_client
+from tandem_operator.app.cluster import RunLister
 from tandem_operator.app.lease import LeaseElector
 from tandem_operator.app.passes import Passes
 from tandem_operator.app.process import Operator, Parts
 from tandem_operator.app.queue import Reconcile
-from tandem_operator.app.settings import OperatorSettings, load_settings
 from tandem_operator.platforms.kubernetes.asking import Asking
-from tandem_operator.platforms.kubernetes.client import connect
+from tandem_operator.platforms.kubernetes.client import Client, api_client
 from tandem_operator.platforms.kubernetes.platform import Surroundings
+from tandem_operator.settings import OperatorSettings, load_settings
 
 EXIT_DONE, EXIT_FAILED, EXIT_SETTINGS = 0, 1, 2
 #: After SIGTERM the process is gone by then, whatever hangs; the kubelet kills after 30 s.
@@ -34,12 +34,12 @@ _END_SECONDS = 24.0
 ENV_POD, ENV_NAMESPACE = "POD_NAME", "POD_NAMESPACE"
 _LOG = logging.getLogger(__name__)
 
-MakeReconcile = Callable[[OperatorSettings, str, str], Reconcile]
+MakeReconcile = Callable[[OperatorSettings, str, str, Callable[[], bool]], Reconcile]
 
 
-def passes(settings: OperatorSettings, identity: str, namespace: str) -> Reconcile:
+def passes(settings: OperatorSettings, identity: str, namespace: str, may_write: Callable[[], bool]) -> Reconcile:
     """The real passes, on a client of the cluster. Raises when the API server does not answer."""
-    client = connect()
+    client = Client(api_client(), may_write)
     return Passes(Surroundings(client, settings, Asking(), namespace, identity, client.version())).reconcile_run
 
 
@@ -56,7 +56,9 @@ def run(environment: Mapping[str, str] = os.environ, make_reconcile: MakeReconci
         # All that the leader needs, so that a spare only has to begin.
         api = api_client()
         elector = LeaseElector(kubernetes.client.CoordinationV1Api(api), settings.lease, namespace, identity)
-        parts = Parts(make_reconcile(settings, identity, namespace), RunLister(api, settings.namespaces), elector)
+        parts = Parts(
+            make_reconcile(settings, identity, namespace, elector.is_held), RunLister(api, settings.namespaces), elector
+        )
         in_order = asyncio.run(_live(settings, parts))
     except Exception:
         _LOG.critical("the operator ends", exc_info=True)

@@ -142,8 +142,10 @@ class Passes:
 
     def _begin_cleanup(self, raw: Object) -> Outcome:
         try:
-            run = parse_run(raw)
+            run: OptimizationRun | None = parse_run(raw)
         except ManifestError:
+            run = None
+        if run is None or run.spec.storage is None:
             self._give_up(raw, "its spec cannot be read")
             self._let_go(raw)
             return Outcome(None, None)

@@ -17,9 +17,9 @@ from tandem_operator.app.lease import LeaseElector
 from tandem_operator.app.metrics import Metrics, ProcessState
 from tandem_operator.app.queue import Key, Reconcile, WorkQueue
 from tandem_operator.app.retry import describe
-from tandem_operator.app.settings import OperatorSettings
 from tandem_operator.app.tracking import Tracker, spread
 from tandem_operator.app.watch import Watch
+from tandem_operator.settings import OperatorSettings
 
 #: How long passes that run may go on after SIGTERM.
 GRACE_SECONDS = 20.0

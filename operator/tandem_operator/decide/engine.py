@@ -96,7 +96,7 @@ def _stop_early(spec: Spec, status: Status, observed: Observed) -> Status:
     step = current_step(status.steps)
     if step is None or step.kind == "final":
         return status
-    if step.kind in ("p", "w") and step.state == "Running":
+    if step.state == "Running":
         stage = current_stage(step)
         at_rest = stage is not None and (stage.state == "Pending" or _task(observed, step, stage) not in observed.tasks)
         if at_rest and deadline_passed(spec, status, observed):

@@ -6,7 +6,6 @@ from tandem_api.canonical import digest
 from tandem_api.contract import BASE_MODEL
 from tandem_api.v1alpha1.status import Artifact, StageName, StepKindName
 
-
 #: A Job's name is also a label of its pods.
 MAX_NAME = 63
 

@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 from tandem_api import conditions
 from tandem_api.v1alpha1 import Spec, Status
 from tandem_api.v1alpha1.status import Condition, CurrentStep
+from tandem_operator.actions import EmitEvent
 from tandem_operator.decide.limits import REASONS
 from tandem_operator.decide.names import task_name
 from tandem_operator.decide.plan import changed, current_stage, current_step
-from tandem_operator.actions import EmitEvent
 from tandem_operator.snapshot import Observed
 
 _DOING = {

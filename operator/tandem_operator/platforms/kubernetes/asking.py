@@ -73,9 +73,9 @@ class Asking:
     def _server(self, host: str, *, with_sidecar: bool) -> Answer:
         answer = Answer()
         listed = self._fetch(host, names.VLLM_PORT, "/v1/models")
-        if isinstance(listed, dict):
-            models = [model.get("id") for model in listed.get("data") or [] if isinstance(model, dict)]
-            answer = Answer(frozenset(str(name) for name in models))
+        models = listed.get("data") if isinstance(listed, dict) else None
+        if isinstance(models, list):
+            answer = Answer(frozenset(str(model.get("id")) for model in models if isinstance(model, dict)))
         if with_sidecar:
             status = self._fetch(host, names.ADAPTERS_PORT, "/status")
             try:

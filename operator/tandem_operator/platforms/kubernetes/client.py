@@ -7,6 +7,7 @@ Reads are never served from a cache: what a pass decides on is what etcd holds. 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import kubernetes
@@ -35,11 +36,17 @@ _CONNECT_SECONDS, _READ_SECONDS = 5, 30
 NOT_FOUND, CONFLICT = 404, 409
 
 
+class NotLeadingError(Exception):
+    """This process may not write any more: another one leads."""
+
+
 class Client:
     """Calls to one API server. Safe to use from several threads."""
 
-    def __init__(self, api: kubernetes.client.ApiClient) -> None:
+    def __init__(self, api: kubernetes.client.ApiClient, may_write: Callable[[], bool] = lambda: True) -> None:
+        """`may_write` is asked right before each write: a process that was paused must not go on where it was."""
         self._api = api
+        self._may_write = may_write
         self._dynamic = DynamicClient(api, discoverer=lambda client, cache_file: None)
         self._resources = {kind: self._resource(kind, *where) for kind, where in _KINDS.items()}
 
@@ -64,6 +71,7 @@ class Client:
 
     def create(self, body: Object) -> bool:
         """Create an object; whether it was not there yet."""
+        self._check_lead()
         try:
             self._dynamic.create(
                 self._resources[body["kind"]], body, _namespace(body), field_manager=FIELD_MANAGER, **_TIMEOUT
@@ -76,6 +84,7 @@ class Client:
 
     def apply(self, body: Object) -> Object:
         """Server-side apply under our field manager; our fields are taken back from whoever changed them."""
+        self._check_lead()
         answer = self._dynamic.server_side_apply(
             self._resources[body["kind"]],
             body,
@@ -88,6 +97,7 @@ class Client:
 
     def patch(self, kind: str, namespace: str, name: str, patch: Object) -> bool:
         """A JSON merge patch; whether there was such an object."""
+        self._check_lead()
         try:
             self._dynamic.patch(
                 self._resources[kind],
@@ -109,6 +119,7 @@ class Client:
 
         Raises ApiException 409 when its `resourceVersion` is not the stored one.
         """
+        self._check_lead()
         body = {**body, "status": _without_empty_texts(body["status"])}
         path = f"{self._resources[body['kind']].path(body['metadata']['name'], _namespace(body))}/status"
         return self._plain(self._dynamic.request("put", path, body=body, **_TIMEOUT))
@@ -117,6 +128,7 @@ class Client:
         self, kind: str, namespace: str, name: str, *, uid: str | None = None, propagation: str = "Background"
     ) -> bool:
         """Delete an object, with `uid` that very one; whether there was one."""
+        self._check_lead()
         options: Object = {"propagationPolicy": propagation}
         if uid is not None:
             options["preconditions"] = {"uid": uid}
@@ -133,6 +145,10 @@ class Client:
         found = kubernetes.client.VersionApi(self._api).get_code(_request_timeout=(_CONNECT_SECONDS, _READ_SECONDS))
         minor = re.match(r"\d+", found.minor or "0")
         return int(found.major), int(minor[0]) if minor else 0
+
+    def _check_lead(self) -> None:
+        if not self._may_write():
+            raise NotLeadingError("this process does not lead any more; nothing was written")
 
     def _resource(self, kind: str, group: str, version: str, plural: str) -> Resource:
         return Resource(
@@ -155,15 +171,17 @@ class Client:
 _TIMEOUT: Final[dict[str, Any]] = {"_request_timeout": (_CONNECT_SECONDS, _READ_SECONDS)}
 
 
-def connect() -> Client:
-    """A client of the cluster that this process runs in, or else of the kubeconfig's current context."""
+def api_client() -> kubernetes.client.ApiClient:
+    """A client as the pod's service account, or else as the kubeconfig says. The token file is read again by itself."""
     configuration = kubernetes.client.Configuration()
     try:
         kubernetes.config.load_incluster_config(client_configuration=configuration)
     except kubernetes.config.ConfigException:
         kubernetes.config.load_kube_config(client_configuration=configuration)
+    # Whoever asks repeats: a call that repeats itself would last longer than its timeout.
+    configuration.retries = False
     configuration.connection_pool_maxsize = 32
-    return Client(kubernetes.client.ApiClient(configuration))
+    return kubernetes.client.ApiClient(configuration)
 
 
 def _without_empty_texts(value: Any) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 from tandem_api.contract import ENV_PROGRESS_PORT, ENV_REQUEST, ENV_TERMINATION, StageRequest
 from tandem_api.errors import EXIT_CONFIGURATION, EXIT_PERMANENT
 from tandem_api.v1alpha1 import OptimizationRun
-from tandem_operator.app.settings import OperatorSettings
 from tandem_operator.platforms.kubernetes import names
 from tandem_operator.platforms.kubernetes.pods import Pod, pod_template
+from tandem_operator.settings import OperatorSettings
 
 Object = dict[str, Any]
 

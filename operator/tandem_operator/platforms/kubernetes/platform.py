@@ -16,7 +16,6 @@ from tandem_api.v1alpha1 import OptimizationRun, Spec, Status
 from tandem_api.v1alpha1.run import API_VERSION, KIND, ManifestError, Problem, forbidden_changes, parse_run
 from tandem_api.v1alpha1.spec import MUTABLE_FIELDS
 from tandem_operator.actions import Action, EmitEvent, EnsureServing, StartTask, StopServing, StopTask
-from tandem_operator.app.settings import OperatorSettings
 from tandem_operator.decide.names import task_name
 from tandem_operator.decide.plan import current_stage, current_step
 from tandem_operator.platforms.kubernetes import jobs, names, policies, serving
@@ -27,6 +26,7 @@ from tandem_operator.platforms.kubernetes.manifest import cluster_problems
 from tandem_operator.platforms.kubernetes.pod_state import has_ended, is_going, name_of, newest, starts_slowly
 from tandem_operator.platforms.kubernetes.serving_state import observe_serving, pods_to_ask
 from tandem_operator.platforms.kubernetes.task_state import is_over, observe_task
+from tandem_operator.settings import OperatorSettings
 from tandem_operator.snapshot import Observed, ServingObservation, TaskObservation
 
 Object = dict[str, Any]
@@ -101,7 +101,10 @@ class KubernetesPlatform:
         if run is None:
             # What was accepted goes on; what has become of the manifest since is told, and changes nothing.
             self.ignored = problems
-            return parse_run({**self.raw, "spec": accepted.to_json()})
+            # Whether it is held is heeded all the same: a suspended run must not go on because of a mistake elsewhere.
+            suspend = self.raw["spec"].get("suspend", False)
+            held = {"suspend": suspend} if isinstance(suspend, bool) else {}
+            return parse_run({**self.raw, "spec": {**accepted.to_json(), **held}})
         self.ignored = forbidden_changes(accepted, run.spec)
         kept = {alias: value for alias, value in accepted.to_json().items() if alias not in MUTABLE_FIELDS}
         new = {alias: value for alias, value in run.spec.to_json().items() if alias in MUTABLE_FIELDS}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tandem_operator.app.settings import OperatorSettings
+from tandem_operator.settings import OperatorSettings
 
 Object = dict[str, Any]
 

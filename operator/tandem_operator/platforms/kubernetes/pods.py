@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from tandem_api.contract import ENV_CACHE, ENV_CONFIGMAPS, MODELS_MOUNT
 from tandem_api.v1alpha1 import OptimizationRun
-from tandem_operator.app.settings import OperatorSettings
 from tandem_operator.platforms.kubernetes import names
 from tandem_operator.platforms.kubernetes.template import merge
+from tandem_operator.settings import OperatorSettings
 
 Object = dict[str, Any]
 

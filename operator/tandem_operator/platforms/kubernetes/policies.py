@@ -6,8 +6,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tandem_api.v1alpha1 import OptimizationRun
-from tandem_operator.app.settings import OperatorSettings
 from tandem_operator.platforms.kubernetes import names
+from tandem_operator.settings import OperatorSettings
 
 Object = dict[str, Any]
 

@@ -10,10 +10,10 @@ from tandem_api.canonical import digest
 from tandem_api.contract import BASE_MODEL
 from tandem_api.v1alpha1 import OptimizationRun
 from tandem_operator.actions import EnsureServing
-from tandem_operator.app.settings import OperatorSettings
 from tandem_operator.decide.requests import tuned_mode
 from tandem_operator.platforms.kubernetes import names
 from tandem_operator.platforms.kubernetes.pods import Pod, holds_accelerator, pod_template
+from tandem_operator.settings import OperatorSettings
 
 Object = dict[str, Any]
 

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 from tandem_api.errors import PERMANENT_EXIT_CODES
-from tandem_operator.app.settings import OperatorSettings
 from tandem_operator.platforms.kubernetes import names
 from tandem_operator.platforms.kubernetes.pod_state import (
     condition,
@@ -20,6 +19,7 @@ from tandem_operator.platforms.kubernetes.pod_state import (
     time_of,
     waiting,
 )
+from tandem_operator.settings import OperatorSettings
 from tandem_operator.snapshot import ServingObservation
 
 Object = dict[str, Any]

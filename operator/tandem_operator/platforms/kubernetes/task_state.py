@@ -8,7 +8,6 @@ from typing import Any
 
 from tandem_api.contract import Progress, parse_termination
 from tandem_api.errors import EXIT_PREEMPTED
-from tandem_operator.app.settings import OperatorSettings
 from tandem_operator.platforms.kubernetes import names
 from tandem_operator.platforms.kubernetes.pod_state import (
     Waiting,
@@ -22,6 +21,7 @@ from tandem_operator.platforms.kubernetes.pod_state import (
     waiting,
     was_disrupted,
 )
+from tandem_operator.settings import OperatorSettings
 from tandem_operator.snapshot import TaskObservation
 
 Object = dict[str, Any]
@@ -50,6 +50,8 @@ def observe_task(
     alive = [pod for pod in pods if not has_ended(pod)]
     if job is None or is_going(job):
         return TaskObservation("running") if alive or job is not None else None
+    if holds(job, "Failed") and alive:
+        return TaskObservation("running")  # older clusters say so before its pod has ended
     if is_over(job):
         return _ended(job, newest(pods))
     if (job.get("spec") or {}).get("suspend"):

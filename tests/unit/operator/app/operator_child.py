@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tandem_operator.app import main
 from tandem_operator.app.queue import Outcome, Reconcile
-from tandem_operator.app.settings import OperatorSettings
+from tandem_operator.settings import OperatorSettings
 
 file, seconds = Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
 
 
-def scripted(settings: OperatorSettings, identity: str, namespace: str) -> Reconcile:
+def scripted(settings: OperatorSettings, identity: str, namespace: str, may_write: Callable[[], bool]) -> Reconcile:
     def reconcile(namespace: str, name: str) -> Outcome:
         with file.open("a") as out:
             out.write(f"{namespace}/{name}\n")

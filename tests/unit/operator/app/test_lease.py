@@ -14,7 +14,7 @@ from tests.unit.operator.app.helpers import Clock, until
 
 from tandem_operator.app import lease as module
 from tandem_operator.app.lease import LeaseElector
-from tandem_operator.app.settings import Lease
+from tandem_operator.settings import Lease
 
 SETTINGS = Lease(name="operator", duration_seconds=3, renew_seconds=1)
 

@@ -17,13 +17,14 @@ from tests.unit.operator.app.api_server import ApiServer
 from tests.unit.operator.app.helpers import run_of, until_async
 
 from tandem_operator.app import process as module
-from tandem_operator.app.cluster import RunLister, api_client
+from tandem_operator.app.cluster import RunLister
 from tandem_operator.app.lease import LeaseElector
 from tandem_operator.app.logs import formatter
 from tandem_operator.app.process import Operator, Parts
 from tandem_operator.app.queue import Key, Outcome
-from tandem_operator.app.settings import OperatorSettings
+from tandem_operator.platforms.kubernetes.client import api_client
 from tandem_operator.platforms.local.machine import free_port
+from tandem_operator.settings import OperatorSettings
 
 Story = Callable[[Operator, asyncio.Event], Awaitable[None]]
 

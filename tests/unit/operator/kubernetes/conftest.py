@@ -1,0 +1,16 @@
+"""Time in these tests is the cluster's."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.operator.kubernetes.cluster import START, Clock
+
+from tandem_operator.app import passes
+from tandem_operator.platforms.kubernetes import events, platform
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    Clock.current = START
+    for module in (passes, events, platform):
+        monkeypatch.setattr(module, "datetime", Clock)

@@ -1,0 +1,289 @@
+"""All that the operator creates: pods that the strictest Pod Security profile admits, names, policies, queues."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+from tests.unit.operator.kubernetes.cluster import Object, copied
+from tests.unit.operator.kubernetes.world import GPU, World, manifest, settings
+
+from tandem_operator.platforms.kubernetes import names
+from tandem_trainer.serving import parse as parse_serving
+
+#: Volumes that the profile `restricted` allows.
+VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+HARMLESS_CAPABILITIES = {"NET_BIND_SERVICE"}
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+LONG = "a-run-of-which-the-name-is-as-long-as-any-may-be-0001"[:52]
+RESOURCES = {"limits": {"memory": "8Gi"}, "requests": {"cpu": "2"}}
+SPECS = {
+    "plain": {},
+    "reload": {"serving": {"adapters": "reload", "resources": GPU}, "training": {"resources": GPU}},
+    "rollout": {"serving": {"adapters": "rollout", "replicas": 3, "extraArgs": ["--max-model-len=4096"]}},
+    "claim": {"model": {"uri": "pvc://models/org/model"}},
+    "full": {
+        "queue": "team-queue",
+        "priorityClass": "low",
+        "model": {"uri": "hf://org/model", "tokenSecret": "hugging-face"},
+        "program": {
+            "inline": {"signature": "review -> sentiment", "adapter": "plain"},
+            "image": "team/program:1",
+        },
+        "serving": {"image": "team/vllm:1", "resources": RESOURCES},
+        "training": {"resources": {"limits": {"memory": "16Gi"}}},
+        "workers": {"resources": {"limits": {"memory": "1Gi"}}, "podTemplate": {"spec": {"nodeSelector": {"a": "b"}}}},
+    },
+    "account": {"storage": {"s3": {"bucket": "bucket", "serviceAccount": "tandem-s3"}}},
+}
+
+
+@cache
+def objects(which: str, name: str = "reviews", version: tuple[int, int] = (1, 33)) -> tuple[Object, ...]:
+    """Every object that is created for a run, the cleanup of its storage included."""
+    spec = SPECS[which]
+    storage = {**manifest(**spec)["spec"]["storage"], "deletionPolicy": "Delete"}
+    world = World(manifest(name, **{**spec, "storage": storage}))
+    world.cluster.server_version = version
+    world.passes = world.operator()
+    made = []
+    world.cluster.admission = lambda verb, thing: made.append(copied(thing)) if verb in ("create", "apply") else None
+    world.finish()
+    world.cluster.remove(world.run)
+    world.turns(6)
+    return tuple(thing for thing in made if thing["kind"] not in ("Pod", "Event"))
+
+
+def of(things: tuple[Object, ...], kind: str, component: str = "") -> list[Object]:
+    return [
+        thing
+        for thing in things
+        if thing["kind"] == kind and component in ("", thing["metadata"]["labels"][names.COMPONENT])
+    ]
+
+
+def templates(which: str) -> dict[str, Object]:
+    things = objects(which)
+    return {t["metadata"]["name"]: t["spec"]["template"] for t in of(things, "Job") + of(things, "Deployment")}
+
+
+def container(template: Object, name: str) -> Object:
+    return next(c for c in template["spec"]["containers"] if c["name"] == name)
+
+
+def variables(template: Object, name: str) -> dict[str, Object]:
+    return {variable["name"]: variable for variable in container(template, name)["env"]}
+
+
+def is_restricted(template: Object) -> list[str]:
+    """What the profile `restricted` of the Pod Security Standards would refuse."""
+    spec, wrong = template["spec"], []
+    wrong += [key for key in ("hostNetwork", "hostPID", "hostIPC", "hostUsers") if spec.get(key)]
+    for volume in spec["volumes"]:
+        wrong += [f"volume {kind}" for kind in volume if kind != "name" and kind not in VOLUMES]
+    pod = spec.get("securityContext", {})
+    wrong += ["sysctls"] if pod.get("sysctls") else []
+    for one in [*spec["containers"], *spec.get("initContainers", [])]:
+        own = one.get("securityContext", {})
+        wrong += ["privileged"] if own.get("privileged") else []
+        wrong += ["hostPort" for port in one.get("ports", []) if port.get("hostPort")]
+        wrong += ["procMount"] if own.get("procMount", "Default") != "Default" else []
+        wrong += ["allowPrivilegeEscalation"] if own.get("allowPrivilegeEscalation") is not False else []
+        wrong += ["runAsNonRoot"] if own.get("runAsNonRoot", pod.get("runAsNonRoot")) is not True else []
+        wrong += ["runAsUser"] if own.get("runAsUser", pod.get("runAsUser")) == 0 else []
+        seccomp = own.get("seccompProfile", pod.get("seccompProfile", {})).get("type")
+        wrong += ["seccompProfile"] if seccomp not in ("RuntimeDefault", "Localhost") else []
+        capabilities = own.get("capabilities", {})
+        wrong += ["drop ALL"] if "ALL" not in capabilities.get("drop", []) else []
+        wrong += ["add"] if set(capabilities.get("add", [])) - HARMLESS_CAPABILITIES else []
+    return wrong
+
+
+def test_the_check_itself_finds_what_is_forbidden():
+    loose = {"spec": {"volumes": [{"name": "h", "hostPath": {}}], "containers": [{"name": "c"}], "hostNetwork": True}}
+    assert {"hostNetwork", "volume hostPath", "runAsNonRoot", "drop ALL", "seccompProfile"} <= set(is_restricted(loose))
+
+
+@pytest.mark.parametrize("which", SPECS)
+def test_every_pod_is_admitted_under_the_profile_restricted(which):
+    found = templates(which)
+    assert len(found) == 10  # eight stages, the servers, the cleanup
+    assert {name: is_restricted(template) for name, template in found.items()} == {name: [] for name in found}
+
+
+@pytest.mark.parametrize("which", SPECS)
+def test_every_pod_is_well_formed_and_holds_nothing_that_it_should_not(which):
+    for name, template in templates(which).items():
+        spec = template["spec"]
+        assert spec["automountServiceAccountToken"] is False, name
+        assert spec["enableServiceLinks"] is False, name
+        on_accelerator = any("/" in key for c in spec["containers"] for key in c["resources"].get("limits", {}))
+        volumes = [volume["name"] for volume in spec["volumes"]]
+        assert len(volumes) == len(set(volumes)), name
+        assert all(NAME.fullmatch(volume) and len(volume) <= 63 for volume in volumes), name
+        for one in spec["containers"]:
+            places = [mount["mountPath"] for mount in one["volumeMounts"]]
+            assert len(places) == len(set(places)), name
+            assert {mount["name"] for mount in one["volumeMounts"]} <= set(volumes), name
+            assert len({v["name"] for v in one["env"]}) == len(one["env"]), name
+            assert one["securityContext"]["readOnlyRootFilesystem"] is not on_accelerator, name
+        mounted = {mount["name"] for one in spec["containers"] for mount in one["volumeMounts"]}
+        assert mounted == set(volumes), name
+
+
+def test_secrets_are_referred_to_and_never_read():
+    for name, template in templates("full").items():
+        for one in template["spec"]["containers"]:
+            found = variables(template, one["name"])
+            for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+                assert found[key]["valueFrom"] == {"secretKeyRef": {"name": "s3", "key": key}}, name
+            assert found["AWS_SESSION_TOKEN"]["valueFrom"]["secretKeyRef"]["optional"] is True
+            assert found["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "hugging-face", "key": "HF_TOKEN"}
+            assert found["AWS_ENDPOINT_URL"]["value"] == "http://s3:9000"
+
+
+def test_a_service_account_takes_the_place_of_a_secret():
+    for template in templates("account").values():
+        assert template["spec"]["serviceAccountName"] == "tandem-s3"
+        assert "AWS_ACCESS_KEY_ID" not in variables(template, template["spec"]["containers"][0]["name"])
+
+
+def test_resources_are_the_run_s_or_the_defaults():
+    full = templates("full")
+    assert container(full["reviews-serving"], "vllm")["resources"] == RESOURCES
+    assert container(full["reviews-2w-train-1"], "worker")["resources"] == {"limits": {"memory": "16Gi"}}
+    assert container(full["reviews-1p-optimize-1"], "worker")["resources"] == {"limits": {"memory": "1Gi"}}
+    kinds = {
+        kind: {"resources": {"limits": {"memory": f"{number}Gi"}}}
+        for number, kind in enumerate(("serving", "training", "workers"), start=1)
+    }
+    world = World(manifest(), settings(defaults=kinds))
+    limits = {}
+
+    def admit(verb, thing):
+        if verb in ("create", "apply") and thing["kind"] in ("Job", "Deployment"):
+            one = thing["spec"]["template"]["spec"]["containers"][0]
+            limits[thing["metadata"]["name"]] = one["resources"]["limits"]["memory"]
+
+    world.cluster.admission = admit
+    world.finish()
+    assert limits["reviews-serving"] == "1Gi"
+    assert limits["reviews-2w-train-1"] == "2Gi"
+    assert limits["reviews-2w-traces-1"] == "3Gi"
+
+
+def test_images_are_the_run_s_or_the_operator_s():
+    full, plain = templates("full"), templates("plain")
+    assert container(full["reviews-serving"], "vllm")["image"] == "team/vllm:1"
+    assert container(full["reviews-2w-train-1"], "worker")["image"] == "team/program:1"
+    assert {c["image"] for t in plain.values() for c in t["spec"]["containers"]} == {"tandem-trainer:test"}
+
+
+def test_queue_and_priority_are_passed_on():
+    for job in of(objects("full"), "Job", names.WORKER):
+        assert job["metadata"]["labels"][names.QUEUE] == "team-queue"
+    assert all(t["spec"]["priorityClassName"] == "low" for t in templates("full").values())
+    for job in of(objects("plain"), "Job"):
+        assert names.QUEUE not in job["metadata"]["labels"]
+    assert templates("full")["reviews-1p-optimize-1"]["spec"]["nodeSelector"] == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("version", "failures", "replacement"), [((1, 25), False, False), ((1, 26), True, False), ((1, 29), True, True)]
+)
+def test_older_clusters_get_no_fields_that_they_do_not_know(version, failures, replacement):
+    for job in of(objects("plain", version=version), "Job", names.WORKER):
+        spec = job["spec"]
+        assert ("podFailurePolicy" in spec) is failures
+        assert ("podReplacementPolicy" in spec) is replacement
+        assert (spec["backoffLimit"], spec["template"]["spec"]["restartPolicy"]) == (0, "Never")
+        assert "ttlSecondsAfterFinished" not in spec  # its result is not in the status yet
+
+
+def test_every_object_is_owned_by_the_run_but_for_the_cleanup():
+    for thing in objects("reload"):
+        owners = thing["metadata"].get("ownerReferences")
+        if thing["metadata"]["name"] == "reviews-cleanup":
+            assert owners is None
+        else:
+            assert [(o["kind"], o["controller"], o["blockOwnerDeletion"]) for o in owners] == [
+                ("OptimizationRun", True, True)
+            ]
+
+
+@pytest.mark.parametrize("name", ["a", LONG])
+def test_names_and_labels_are_short_enough(name):
+    assert len(LONG) == 52
+    made = objects("reload", name)
+    assert len(of(made, "Job")) == 9
+    for thing in made:
+        assert NAME.fullmatch(thing["metadata"]["name"])
+        assert len(thing["metadata"]["name"]) <= 63
+        template = thing.get("spec", {}).get("template", {"metadata": {"labels": {}}})
+        labels = thing["metadata"]["labels"] | template["metadata"]["labels"]
+        assert all(len(value) <= 63 for value in labels.values()), labels
+
+
+def test_a_pod_is_chosen_by_its_own_run_only():
+    for thing in of(objects("plain"), "Deployment"):
+        selector = thing["spec"]["selector"]["matchLabels"]
+        assert selector.items() <= thing["spec"]["template"]["metadata"]["labels"].items()
+        assert names.RUN_UID in selector
+    for service in of(objects("plain"), "Service"):
+        assert service["spec"]["selector"] == selector
+    assert {s["metadata"]["name"]: s["spec"].get("clusterIP") for s in of(objects("plain"), "Service")} == {
+        "reviews-serving": None,
+        "reviews-replicas": "None",
+    }
+
+
+def test_network_policies_let_in_the_run_s_workers_and_the_operator_only():
+    found = {p["metadata"]["name"]: p["spec"] for p in of(objects("plain"), "NetworkPolicy")}
+    servers, workers = found["reviews-serving"], found["reviews-workers"]
+    uid = of(objects("plain"), "NetworkPolicy")[0]["metadata"]["labels"][names.RUN_UID]
+    assert servers["podSelector"]["matchLabels"] == names.selector("reviews", uid, names.SERVING)
+    assert servers["policyTypes"] == ["Ingress"]
+    calls, adapters = servers["ingress"]
+    assert [port["port"] for port in calls["ports"]] == [8000]
+    assert [port["port"] for port in adapters["ports"]] == [8081]
+    allowed = [peer["podSelector"]["matchLabels"] for peer in calls["from"]]
+    assert allowed[0] == names.selector("reviews", uid, names.WORKER)
+    assert allowed[1][names.COMPONENT] == "operator"
+    assert "tandem-system" in calls["from"][1]["namespaceSelector"]["matchLabels"].values()
+    assert adapters["from"] == [calls["from"][1]]
+    assert workers["policyTypes"] == ["Ingress", "Egress"]
+    assert workers["ingress"][0]["from"] == [calls["from"][1]]
+    ports = sorted(port["port"] for rule in workers["egress"] for port in rule["ports"])
+    assert ports == [53, 53, 80, 443, 8000, 9000]  # names, the model server, the web and the object store
+
+
+def test_network_policies_may_be_switched_off():
+    world = World(set_up=settings(networkPolicy={"enabled": False})).finish()
+    assert world.cluster.all("NetworkPolicy") == []
+
+
+def test_network_policies_are_there_before_the_pods():
+    kinds = [thing["kind"] for thing in objects("plain")]
+    assert max(i for i, kind in enumerate(kinds) if kind == "NetworkPolicy") < kinds.index("Job")
+
+
+@pytest.mark.parametrize("which", ["plain", "reload", "rollout", "claim"])
+def test_the_servers_command_is_one_that_they_understand(which):
+    for deployment in of(objects(which), "Deployment"):
+        command = container(deployment["spec"]["template"], "vllm")["command"]
+        options = parse_serving(command[command.index("tandem_trainer.serving") + 1 :])
+        assert options.model == manifest(**SPECS[which])["spec"]["model"]["uri"]
+        if which == "reload":
+            assert options.mode == "reload"
+        else:
+            assert options.served_name == deployment["metadata"]["annotations"][names.SERVED_NAME]
+        assert (options.adapter is not None) == (options.mode in ("merged", "rollout"))
+
+
+def test_a_claim_is_mounted_read_only_where_the_model_is_read():
+    found = templates("claim")
+    for name, one in (("reviews-serving", "vllm"), ("reviews-2w-train-1", "worker")):
+        mount = next(m for m in container(found[name], one)["volumeMounts"] if m["name"] == "model")
+        assert (mount["mountPath"], mount["readOnly"]) == ("/tandem/models/models", True)
+    assert not any(v["name"] == "model" for v in found["reviews-1p-optimize-1"]["spec"]["volumes"])

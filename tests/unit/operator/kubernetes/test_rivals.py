@@ -1,0 +1,236 @@
+"""Others in the way: a second operator, an earlier run of the same name, people who delete and scale by hand."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+from kubernetes.client import ApiException
+from tests.unit.operator.kubernetes.cluster import copied, refusal
+from tests.unit.operator.kubernetes.controllers import ordinary
+from tests.unit.operator.kubernetes.test_runs import P_W_P
+from tests.unit.operator.kubernetes.world import NAME, NAMESPACE, World, guard, leftovers, manifest, outcome
+
+from tandem_operator.platforms.kubernetes import names
+
+
+class Turns:
+    """Two threads of which one runs at a time; who goes on is decided by lot at every call to the API server."""
+
+    def __init__(self, seed: int) -> None:
+        self._lots = random.Random(seed)
+        self._free = threading.Condition()
+        self._threads: set[int] = set()
+        self._current: int | None = None
+
+    def play(self, *parts) -> None:
+        threads = [threading.Thread(target=self._play, args=(number, part)) for number, part in enumerate(parts)]
+        self._threads = set(range(len(parts)))
+        self._current = self._lots.choice(sorted(self._threads))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def pass_on(self) -> None:
+        """Called at every call; waits until it is this thread's turn again."""
+        mine = getattr(self._mine, "number", None)
+        if mine is not None:
+            with self._free:
+                self._next()
+                self._free.wait_for(lambda: self._current == mine)
+
+    _mine = threading.local()
+
+    def _play(self, number, part) -> None:
+        self._mine.number = number
+        with self._free:
+            self._free.wait_for(lambda: self._current == number)
+        try:
+            part()
+        finally:
+            with self._free:
+                self._threads.discard(number)
+                self._next()
+
+    def _next(self) -> None:
+        if self._threads:
+            self._current = self._lots.choice(sorted(self._threads))
+        self._free.notify_all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_two_operators_at_once_come_to_the_same_end(seed):
+    """They should never be two; where they are for a moment, the resource's version keeps them apart."""
+    mode = "reload" if seed % 2 else "merged"
+    undisturbed = outcome(guard(World(manifest(serving={"adapters": mode}))).finish())
+    world = World(manifest(serving={"adapters": mode}))
+    turns = Turns(seed)
+    world.cluster.before_call = turns.pass_on
+    rivals = [world.operator(), world.operator()]
+    conflicts = []
+
+    def play(operator):
+        try:
+            operator.reconcile_run(NAMESPACE, NAME)
+        except ApiException as error:
+            assert error.status == 409
+            conflicts.append(error)
+
+    def both(world):
+        turns.play(*(lambda rival=rival: play(rival) for rival in rivals))
+        return world.status.finished is not None
+
+    world.until(both)
+    world.cluster.before_call = lambda: None
+    world.turns(6)
+    assert outcome(world) == undisturbed
+    assert conflicts
+    assert sorted(set(world.stages())) == sorted(P_W_P)
+    assert leftovers(world) == []
+
+
+def earlier(world: World, kind: str, name: str, **body) -> None:
+    """An object that a run of the same name has left behind."""
+    labels = names.labels(world.name, "uid-earlier", names.WORKER)
+    metadata = {"name": name, "labels": labels}
+    world.cluster.add({"apiVersion": "v1", "kind": kind, "metadata": metadata, **body})
+
+
+WAYS = {
+    "spec": ("ConfigMap", "reviews-spec", {"immutable": True, "data": {"spec.json": "{}"}}),
+    "request": ("ConfigMap", "reviews-0b-check-1", {"data": {"request.json": "{}"}}),
+    "Job": ("Job", "reviews-0b-check-1", {"spec": {"template": {}, "suspend": True}}),
+    "Service": ("Service", "reviews-serving", {"spec": {}}),
+    "Deployment": (
+        "Deployment",
+        "reviews-serving",
+        {"spec": {"replicas": 0, "selector": {"matchLabels": {"run": "earlier"}}, "template": {}}},
+    ),
+    "policy": ("NetworkPolicy", "reviews-workers", {"spec": {}}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_an_earlier_run_of_the_same_name_left_gives_way(way):
+    world = guard(World())
+    kind, name, body = WAYS[way]
+    earlier(world, kind, name, **body)
+    world.finish()
+    assert world.succeeded == ("True", "Completed")
+    assert world.stages() == P_W_P
+    assert leftovers(world) == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_others_made_under_our_names_is_told_and_never_deleted(way):
+    world = World()
+    kind, name, body = WAYS[way]
+    theirs = world.cluster.add({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, **copied(body)})
+    world.turns(12)
+    assert world.succeeded == ("False", "InvalidSpec")
+    assert f"{kind} {name!r}" in world.condition("Accepted").message
+    world.cluster.remove(world.run)
+    world.turns(4)
+    assert world.cluster.find(kind, name) is theirs
+    assert f"delete {kind} {name}" not in world.cluster.writes
+
+
+def test_a_name_that_is_taken_no_more_lets_the_run_go_on():
+    world = World(manifest(strategy="p"))
+    theirs = world.cluster.add({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "reviews-serving"}})
+    world.turns(12)
+    world.cluster.remove(theirs)
+    assert world.finish().succeeded == ("True", "Completed")
+
+
+def test_a_job_that_is_deleted_by_hand_is_made_again_as_the_same_attempt():
+    world = guard(World(manifest(strategy="p")))
+    world.until(lambda w: w.works("optimize"))
+    world.cluster.remove(world.cluster.find("Job", "reviews-1p-optimize-1"))
+    world.finish()
+    assert world.succeeded == ("True", "Completed")
+    assert (world.stage(1, "optimize").attempt, world.stage(1, "optimize").failures) == (1, 0)
+    assert world.stages().count("1p:optimize") == 2
+
+
+def test_a_pod_that_is_deleted_by_hand_costs_an_attempt():
+    world = guard(World(manifest(strategy="p")))
+    world.until(lambda w: w.works("optimize"))
+    world.cluster.remove(world.pods(names.WORKER)[-1])
+    world.finish()
+    assert world.succeeded == ("True", "Completed")
+    stage = world.stage(1, "optimize")
+    assert (stage.attempt, stage.failures) == (2, 1)
+
+
+def test_a_serving_pod_that_is_deleted_by_hand_comes_back_while_the_worker_goes_on():
+    world = World(manifest(strategy="p"))
+    world.controllers.script = waiting_script(world, "optimize")
+    world.until(lambda w: w.works("optimize"))
+    world.cluster.remove(world.pods(names.SERVING)[0])
+    world.turns(8)
+    assert world.condition("ServingReady").status == "True"
+    world.controllers.script = ordinary
+    world.finish()
+    assert world.created("Job").count("reviews-1p-optimize-1") == 1
+    assert world.status.serving.restarts == 0
+
+
+@pytest.mark.parametrize("how", ["deleted", "scaled"])
+def test_servers_that_are_taken_away_by_hand_come_back(how):
+    world = World(manifest(strategy="p"))
+    world.controllers.script = waiting_script(world, "optimize")
+    world.until(lambda w: w.works("optimize"))
+    deployment = world.cluster.find("Deployment", "reviews-serving")
+    if how == "deleted":
+        world.cluster.remove(deployment)
+    else:
+        spec = {**deployment["spec"], "replicas": 0}
+        world.cluster.change(deployment, {**deployment, "spec": spec})
+    world.turns(12)
+    assert world.condition("ServingReady").status == "True"
+    assert len(world.pods(names.SERVING)) == 1
+    assert world.quiet_writes() == []
+    world.controllers.script = ordinary
+    world.finish()
+    assert world.succeeded == ("True", "Completed")
+    assert world.created("Job").count("reviews-1p-optimize-1") == 1
+
+
+def waiting_script(world: World, stage: str):
+    """Workers of `stage` go on for ever."""
+    usual = world.controllers.script
+    return lambda request: None if request.stage == stage else usual(request)
+
+
+def test_a_job_of_this_run_that_the_status_knows_nothing_of_is_stopped():
+    world = World(manifest(strategy="p"))
+    world.turns(2)
+    stray = copied(world.cluster.find("Job", "reviews-0b-check-1"))
+    del stray["metadata"]["uid"]
+    stray["metadata"]["name"] = "reviews-1p-optimize-9"
+    world.cluster.add(stray)
+    world.turns(4)
+    assert world.cluster.find("Job", "reviews-1p-optimize-9") is None
+    assert world.finish().succeeded == ("True", "Completed")
+
+
+def test_an_event_that_cannot_be_stored_stops_nothing():
+    world = World(manifest(strategy="p"))
+
+    def admit(verb, thing):
+        if thing["kind"] == "Event":
+            raise refusal(403, "Forbidden", "no events here")
+
+    world.cluster.admission = admit
+    assert world.finish().succeeded == ("True", "Completed")
+
+
+def test_an_event_that_occurs_again_is_counted():
+    world = World(manifest(strategy="p"))
+    world.look()
+    world.run["status"] = {}
+    world.look()
+    assert ("Normal", "StepStarted", 2) in world.events()
