@@ -18,6 +18,11 @@ PROGRESSING = "Progressing"
 #: The run is held by `spec.suspend`.
 SUSPENDED = "Suspended"
 
+#: For tools that know no condition of ours (kstatus, so Flux and `kubectl wait`-like scripts): the same as Succeeded.
+READY = "Ready"
+#: For the same tools: the run has failed, and waiting will not help.
+STALLED = "Stalled"
+
 #: Accepted, but a later change of the spec was not.
 CHANGE_IGNORED = "SpecChangeIgnored"
 #: Accepted is False, and the run has not begun: the manifest cannot be carried out.

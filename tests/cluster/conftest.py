@@ -46,10 +46,7 @@ def namespace(operator: Cluster, request: pytest.FixtureRequest) -> Iterator[Nam
         yield place
     finally:
         if request.session.testsfailed > failed:
-            print(
-                operator.kubectl(
-                    "logs", "-n", OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/component=operator", "--tail=200"
-                )
-            )
-            print(place.kubectl("get", "all,optrun,events"))
+            logs = ("logs", "-n", OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/component=operator", "--tail=200")
+            for command in (logs, ("get", "-n", name, "all,optrun,events")):
+                print(operator.run("kubectl", *command, check=False).stdout)
         place.delete()

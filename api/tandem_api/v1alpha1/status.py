@@ -29,7 +29,7 @@ class Condition(Model):
     """A Kubernetes condition (API conventions, metav1.Condition)."""
 
     type: str = Field(max_length=64)
-    """Succeeded, Accepted, ServingReady, Progressing or Suspended."""
+    """Succeeded, Accepted, ServingReady, Progressing, Suspended; Ready and Stalled repeat the first for other tools."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
     reason: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z][A-Za-z0-9]*$")

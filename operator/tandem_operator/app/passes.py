@@ -59,10 +59,17 @@ class Passes:
             logger.info("%s/%s: %s", namespace, name, error)
             return Outcome(SOON_SECONDS, None)
         platform.tidy(result.status)
+        if raw.get("status") is None and result.status.started is not None:
+            self._tell_of_what_has_no_effect(raw)
         assert platform.loaded is not None
         # As it was accepted: what is stored by now may be anything.
         run = platform.loaded.model_copy(update={"status": result.status})
         return Outcome(self._next(run, result.status, is_released=result.finished), run)
+
+    def _tell_of_what_has_no_effect(self, raw: Object) -> None:
+        if raw["spec"].get("tracking") is not None:
+            text = "spec.tracking has no effect yet: nothing is logged to MLflow"
+            post(self._around.client, raw, EmitEvent("Warning", "NoEffect", text), self._around.instance)
 
     def _next(self, run: OptimizationRun, status: Status, *, is_released: bool) -> float | None:
         """When to look at the run again."""
@@ -94,9 +101,10 @@ class Passes:
         status = _status_of(raw)
         now, generation = datetime.now(UTC), int(raw["metadata"].get("generation", 0))
         found = status.conditions
-        for kind in (conditions.SUCCEEDED, conditions.ACCEPTED):
+        for kind in (conditions.SUCCEEDED, conditions.ACCEPTED, conditions.READY, conditions.STALLED):
+            state: conditions.ConditionStatus = "True" if kind == conditions.STALLED else "False"
             found = conditions.with_condition(
-                found, kind, "False", conditions.INVALID, text, now=now, generation=generation
+                found, kind, state, conditions.INVALID, text, now=now, generation=generation
             )
         refused = status.model_copy(update={"conditions": found, "phase": "Failed", "observed_generation": generation})
         if refused != status:

@@ -32,6 +32,8 @@ def summarize(spec: Spec, status: Status, observed: Observed) -> Status:
         (conditions.SERVING_READY, *_serving(status, observed)),
         (conditions.PROGRESSING, *_progressing(spec, status, observed, ended is not None)),
         (conditions.SUSPENDED, *(_suspended(spec, ended is not None))),
+        (conditions.READY, *_ready(ended)),
+        (conditions.STALLED, *_stalled(ended)),
     ):
         found = conditions.with_condition(
             found, kind, state, reason, message, now=observed.now, generation=observed.generation
@@ -125,6 +127,19 @@ def _suspended(spec: Spec, ended: bool) -> ConditionValue:
     if spec.suspend and not ended:
         return "True", "Suspended", "spec.suspend is true; set it to false to go on"
     return "False", "NotSuspended", ""
+
+
+def _ready(ended: ConditionValue | None) -> ConditionValue:
+    if ended is None:
+        return "False", "Running", "the run goes on"
+    state, reason, message = ended
+    return "True" if state == "True" else "False", reason, message
+
+
+def _stalled(ended: ConditionValue | None) -> ConditionValue:
+    if ended is not None and ended[0] == "False":
+        return "True", ended[1], ended[2]
+    return "False", "NotStalled", ""
 
 
 def _phase(found: tuple[Condition, ...]) -> str:

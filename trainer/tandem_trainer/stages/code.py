@@ -7,7 +7,7 @@ import re
 import shutil
 import tarfile
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from tandem_api.canonical import sha256_hex
@@ -58,6 +58,20 @@ def _mounted(uri: str, where: str) -> Path:
     return folder
 
 
+def _extract(archive: tarfile.TarFile, folder: Path) -> None:
+    """Unpack files and folders that stay below `folder`. Raises tarfile.TarError for anything else."""
+    if hasattr(tarfile, "data_filter"):
+        archive.extractall(folder, filter="data")
+        return
+    # Python before 3.11.4 has no such filter.
+    for member in archive.getmembers():
+        path = PurePosixPath(member.name)
+        if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"{member.name!r} is no plain file or folder below the archive's root")
+        member.mode = 0o755 if member.isdir() else 0o644
+        archive.extract(member, folder, set_attrs=False)
+
+
 def _unpacked(uri: str, sha256: str, spec: Spec, store: ObjectStore, cache: Path, where: str) -> Path:
     folder = cache / sha256
     if folder.is_dir():
@@ -69,7 +83,7 @@ def _unpacked(uri: str, sha256: str, spec: Spec, store: ObjectStore, cache: Path
     staging = Path(tempfile.mkdtemp(prefix=f".{sha256[:12]}.", dir=cache))
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            archive.extractall(staging, filter="data")
+            _extract(archive, staging)
         if not folder.is_dir():  # another process of this machine may have been faster
             staging.replace(folder)
     except (tarfile.TarError, EOFError, OSError) as error:

@@ -31,9 +31,22 @@ def cluster_problems(run: OptimizationRun) -> list[Problem]:
     named = [(f"spec.data.{name}.uri", split.uri, _DATA) for name, split in data if split is not None]
     named += [("spec.program.code.uri", spec.program.code.uri, _CODE)] if spec.program.code is not None else []
     named.append(("spec.model.uri", spec.model.uri, _MODEL))
+    problems += _training_problems(run)
     return problems + [
         Problem(path, f"found {uri!r}; {_advice(fix, uri)}") for path, uri, fix in named if _is_elsewhere(uri)
     ]
+
+
+def _training_problems(run: OptimizationRun) -> list[Problem]:
+    training, problems = run.spec.training, []
+    if training.nodes > 1:
+        found = (
+            f"found {training.nodes}; one machine is what can be used today; write 1, and more memory or a larger GPU"
+        )
+        problems.append(Problem("spec.training.nodes", found))
+    if training.backend != "job":
+        problems.append(Problem("spec.training.backend", f"found {training.backend!r}; allowed today: 'job'"))
+    return problems
 
 
 def _is_elsewhere(uri: str) -> bool:

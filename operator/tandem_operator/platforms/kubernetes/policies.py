@@ -12,6 +12,10 @@ from tandem_operator.settings import OperatorSettings
 Object = dict[str, Any]
 
 
+#: DNS as pods see it: behind the Service's port 53 some clusters (OpenShift) listen on 5353.
+DNS_PORTS = (53, 5353)
+
+
 def network_policies(
     run: OptimizationRun, settings: OperatorSettings, operator_namespace: str, owner: Object
 ) -> list[Object]:
@@ -24,7 +28,7 @@ def network_policies(
     workers = {"podSelector": {"matchLabels": names.selector(metadata.name, metadata.uid, names.WORKER)}}
     servers = {"podSelector": {"matchLabels": names.selector(metadata.name, metadata.uid, names.SERVING)}}
     egress = [
-        {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
+        {"ports": [{"port": port, "protocol": kind} for port in DNS_PORTS for kind in ("UDP", "TCP")]},
         {"to": [servers], "ports": _tcp(names.VLLM_PORT)},
         {"ports": _tcp(*sorted({*settings.network_policy.worker_egress_ports, *_storage_ports(run)}))},
     ]

@@ -255,7 +255,7 @@ def test_network_policies_let_in_the_run_s_workers_and_the_operator_only():
     assert workers["policyTypes"] == ["Ingress", "Egress"]
     assert workers["ingress"][0]["from"] == [calls["from"][1]]
     ports = sorted(port["port"] for rule in workers["egress"] for port in rule["ports"])
-    assert ports == [53, 53, 80, 443, 8000, 9000]  # names, the model server, the web and the object store
+    assert ports == [53, 53, 80, 443, 5353, 5353, 8000, 9000]  # names, the model server, the web and the object store
 
 
 def test_network_policies_may_be_switched_off():

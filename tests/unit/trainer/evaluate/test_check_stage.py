@@ -132,6 +132,49 @@ def test_code_in_a_tarball_is_verified_unpacked_and_used(
         run(train, metric={"entrypoint": "check_tarball:metric"}, program=program)
 
 
+@pytest.mark.parametrize("has_filter", [True, False], ids=["with tarfile's filter", "Python before 3.11.4"])
+@pytest.mark.parametrize("name", ["../outside.py", "/outside.py", "link"])
+def test_a_tarball_that_reaches_outside_is_refused(
+    run: Any,
+    train: str,
+    store: MemoryStore,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    has_filter: bool,
+) -> None:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        info = tarfile.TarInfo(name)
+        if name == "link":
+            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(info, io.BytesIO())
+    artifact = store.put("code.tar.gz", data.getvalue())
+    program = {"inline": {"signature": "q -> a"}, "code": {"uri": artifact.uri, "sha256": artifact.sha256}}
+    if not has_filter:
+        monkeypatch.delattr(tarfile, "data_filter")
+    if has_filter and name == "/outside.py":
+        pytest.skip("tarfile's filter unpacks it below the folder")
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        run(train, program=program)
+    assert not list(tmp_path.rglob("outside.py"))
+
+
+def test_a_tarball_is_unpacked_without_the_filter_too(
+    run: Any, train: str, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(tarfile, "data_filter")
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        source = METRIC.format("example.a == prediction.a").encode()
+        info = tarfile.TarInfo("./check_old_tarball.py")
+        info.size = len(source)
+        archive.addfile(info, io.BytesIO(source))
+    artifact = store.put("code.tar.gz", data.getvalue())
+    program = {"inline": {"signature": "q -> a"}, "code": {"uri": artifact.uri, "sha256": artifact.sha256}}
+    assert run(train, metric={"entrypoint": "check_old_tarball:metric"}, program=program).facts["warnings"] == 0
+
+
 @pytest.mark.parametrize(
     ("uri", "error", "wanted"),
     [
