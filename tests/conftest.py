@@ -39,7 +39,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _can_have_a_cluster() -> bool:
-    """Whether tests/cluster/up would work on this machine."""
+    """Whether a cluster is named, or tests/cluster/up would work on this machine."""
+    if os.environ.get("TANDEM_TEST_CONTEXT"):
+        return True
     release = Path("/etc/os-release")
     system = release.read_text() if release.is_file() else ""
     is_debian = "ID=debian" in system and 'VERSION_ID="12"' in system

@@ -32,7 +32,7 @@ PATIENT = frozenset({"WaitingForQuota"})
 #: Reasons of pods that wait for something outside of the run.
 WAITING = PATIENT | {
     "Unschedulable", "ImagePullBackOff", "InvalidImageName", "MissingSecret", "MissingConfigMap", "MissingVolume",
-    "CannotCreatePod", CHANGE_IGNORED,
+    "CannotCreatePod", "JobRefused", "ServerRefused", "NameTaken", "ServerUnreachable", "PodStuck", CHANGE_IGNORED,
 }  # fmt: skip
 
 ConditionStatus = Literal["True", "False", "Unknown"]

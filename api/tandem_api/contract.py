@@ -8,15 +8,16 @@ repeats it and exits. Exit codes are in `tandem_api.errors`.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tandem_api.canonical import canonical_json
 from tandem_api.layout import RunLayout, StageLayout
 from tandem_api.v1alpha1.optimizers import PromptOptimizer, WeightOptimizer
 from tandem_api.v1alpha1.spec import Spec
-from tandem_api.v1alpha1.status import Artifact, StageName, Status, StepKindName, Usage
+from tandem_api.v1alpha1.status import Artifact, FactText, StageName, Status, StepKindName, Usage
 
 ENV_REQUEST = "TANDEM_REQUEST_FILE"
 ENV_TERMINATION = "TANDEM_TERMINATION_FILE"
@@ -35,6 +36,28 @@ MAX_RESULT_BYTES = 4096
 BASE_MODEL = "base"
 
 Outcome = Literal["done", "skipped", "stopped"]
+#: A count that every JSON reader keeps as it is.
+Count = Annotated[int, Field(ge=0, le=2**53)]
+#: A number from 0 to 1; -0.0 is one, too.
+Share = Annotated[float, Field(ge=0, le=1), AfterValidator(abs)]
+_YEAR_SECONDS = 365 * 24 * 3600
+
+
+def _plausible(usage: Usage) -> Usage:
+    """What enters the status must fit in there. Raises ValueError."""
+    for name, value in usage.model_dump().items():
+        if not 0 <= value <= 2**53:
+            raise ValueError(f"found {name}={value}; allowed: 0 to 2**53")
+    return usage
+
+
+def _possible(seconds: float | None) -> float | None:
+    """A time that is left, or None where it cannot be one."""
+    return seconds if seconds is not None and math.isfinite(seconds) and 0 <= seconds < _YEAR_SECONDS else None
+
+
+#: What a worker says that it spent.
+SpentUsage = Annotated[Usage, AfterValidator(_plausible)]
 
 
 class Message(BaseModel):
@@ -122,11 +145,11 @@ class CandidateScore(Message):
 
     prompts: Artifact | None = None
     """None: the original prompts."""
-    score: Annotated[float, Field(ge=0, le=1)]
-    low: float
-    high: float
-    n: int
-    errors: int = 0
+    score: Share
+    low: Share
+    high: Share
+    n: Count
+    errors: Count = 0
 
 
 class StageResult(Message):
@@ -137,14 +160,14 @@ class StageResult(Message):
     """skipped: nothing to do, for `reason`; stopped: the budget ended it, and what it has is valid."""
     reason: str | None = None
     message: str | None = None
-    scores: tuple[CandidateScore, ...] = ()
+    scores: Annotated[tuple[CandidateScore, ...], Field(max_length=8)] = ()
     prompt_set: Artifact | None = None
     traces: Artifact | None = None
     adapter: Artifact | None = None
     bundle: Artifact | None = None
-    usage: Usage = Usage()
+    usage: SpentUsage = Usage()
     """Of all attempts of the stage."""
-    facts: dict[str, int | str] = Field(default_factory=dict)
+    facts: dict[str, Count | FactText] = Field(default_factory=dict, max_length=32)
 
     def to_message(self) -> str:
         """The termination message. Raises ValueError if it is larger than `MAX_RESULT_BYTES`."""
@@ -161,15 +184,16 @@ class StageFailure(Message):
     error: str
     """A CamelCase reason."""
     message: str
-    usage: Usage = Usage()
+    usage: SpentUsage = Usage()
 
 
 class Progress(Message):
-    """What a worker is doing now; written often, never relied on."""
+    """What a worker is doing now; written often, never relied on. What cannot be is put right, not refused: neither
+    the worker nor the platform may stumble over it."""
 
-    done: int = 0
-    total: int = 0
-    eta_seconds: float | None = None
+    done: Annotated[int, AfterValidator(lambda count: max(0, count))] = 0
+    total: Annotated[int, AfterValidator(lambda count: max(0, count))] = 0
+    eta_seconds: Annotated[float | None, AfterValidator(_possible)] = None
     message: str = ""
     score: float | None = None
     loss: float | None = None

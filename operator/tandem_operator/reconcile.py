@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tandem_api.v1alpha1 import Status
+from tandem_operator.actions import EmitEvent
 from tandem_operator.decide.engine import decide
 from tandem_operator.platforms.protocol import Platform
 
@@ -26,6 +27,7 @@ def reconcile(platform: Platform) -> Pass:
     decision = decide(run.spec, run.status, platform.observe(run))
     if decision.status != run.status:
         platform.save(run, decision.status)
-    for action in decision.actions:
+    # What there is to tell comes first: it is in the status, and would be lost if another action failed.
+    for action in sorted(decision.actions, key=lambda action: not isinstance(action, EmitEvent)):
         platform.execute(run, action)
     return Pass(decision.status, decision.finished)

@@ -54,7 +54,9 @@ class NetworkPolicies(_Settings):
 
     enabled: bool = True
     worker_egress_ports: tuple[int, ...] = (80, 443)
-    """TCP ports that workers may reach anywhere, beside the run's model server, its object store and DNS."""
+    """TCP ports that workers and model servers may reach, beside each other, the run's object store and DNS."""
+    worker_metadata_access: bool = False
+    """Whether they may reach the cloud's metadata address, from where some clouds give pods their identity."""
 
 
 class Lease(_Settings):

@@ -52,6 +52,17 @@ class TaskObservation:
 
 
 @dataclass(frozen=True)
+class Blocked:
+    """The platform could not make what it was asked for."""
+
+    reason: str
+    """One CamelCase word."""
+    message: str
+    is_permanent: bool = False
+    """Asking again changes nothing."""
+
+
+@dataclass(frozen=True)
 class Observed:
     """One consistent look at a run and its children."""
 
@@ -64,7 +75,13 @@ class Observed:
     serving: ServingObservation | None = None
     tasks: Mapping[str, TaskObservation] = field(default_factory=dict)
     """By task name (`decide.names.task_name`)."""
+    blocked: Blocked | None = None
+    """What went wrong when the current stage's task or server was last asked for."""
     ignored_changes: str = ""
     """Changes of the spec that came too late and change nothing, for people; empty when there are none."""
     has_gpu: bool = False
     """Whether models are served on an accelerator; chooses the default of `serving.adapters`."""
+    serving_accelerators: int = 0
+    """Accelerators of one serving pod."""
+    training_accelerators: int = 0
+    """Accelerators of one training pod."""

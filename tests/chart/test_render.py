@@ -245,6 +245,31 @@ def test_nobody_may_touch_secrets_or_everything(render: Render) -> None:
             )
 
 
+def test_the_operator_has_the_verbs_that_it_uses_and_no_other(render: Render) -> None:
+    def verbs(role: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for rule in render()[role]["rules"]:
+            for resource in rule["resources"]:
+                assert resource not in found or "resourceNames" in rule, resource
+                found[resource] = " ".join([*found.get(resource, "").split(), *rule["verbs"]])
+        return found
+
+    assert verbs("ClusterRole/tandem-operator") == {
+        "optimizationruns": "get list watch patch delete",
+        "optimizationruns/status": "update",
+        "optimizationruns/finalizers": "update",
+        # Server-side apply is `patch`, and `create` where there is nothing yet.
+        "jobs": "get list watch create patch delete",
+        "deployments": "get list watch create patch delete",
+        "services": "get create patch delete",
+        "configmaps": "get create patch delete",
+        "networkpolicies": "get create patch delete",
+        "pods": "get list watch patch",
+        "events": "get list create patch",
+    }
+    assert verbs("Role/tandem-operator-lease") == {"leases": "create get update"}
+
+
 def test_listed_namespaces_get_rights_and_the_cluster_none(render: Render) -> None:
     wide, narrow = render(), render("--set", f"settings.namespaces={{a,{NAMESPACE}}}")
     expected = wide["ClusterRole/tandem-operator"]["rules"]

@@ -40,6 +40,7 @@ Template = Callable[..., subprocess.CompletedProcess[str]]
         ("settings.defaults.workers.resources.requests.memory=2 Gi", "/settings/defaults/workers/resources/requests"),
         ("settings.defaults.serving.cpu=1", "'cpu'"),
         ("settings.networkPolicy.workerEgressPorts={0}", "/settings/networkPolicy/workerEgressPorts/0"),
+        ("settings.networkPolicy.workerMetadataAccess=1", "/settings/networkPolicy/workerMetadataAccess"),
         (
             "settings.defaults.cacheVolume.emptyDir.medium=Memory,settings.defaults.cacheVolume.hostPath.path=/x",
             "cacheV",

@@ -9,7 +9,7 @@ import string
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,8 @@ ROOT = HERE.parents[1]
 OPERATOR_NAMESPACE = "tandem-system"
 RESOURCE = "optimizationruns.tandem.dev"
 BUCKET = "tandem"
+#: On namespaces that the tests have made, and no others are touched.
+TEST = "tandem.dev/test"
 T = TypeVar("T")
 
 
@@ -38,6 +40,8 @@ class Cluster:
     """On the node: the packages of the trainer's image."""
     cache: str
     """On the node: the models' cache."""
+    context: str | None = None
+    """A cluster of the developer's own: nothing of a node is mounted, and images hold everything."""
 
     def run(
         self, tool: str, *arguments: str, text: str | None = None, check: bool = True
@@ -45,8 +49,10 @@ class Cluster:
         """One command, with its output; fails with its errors."""
         # Run from an empty environment of ours: what a user's shell has of proxies and contexts must not matter.
         environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        option = {"kubectl": "--context", "helm": "--kube-context"}[tool]
+        chosen = [f"{option}={self.context}"] if self.context is not None else []
         done = subprocess.run(
-            [str(self.tools / tool), *arguments],
+            [str(self.tools / tool), *chosen, *arguments],
             input=text,
             capture_output=True,
             text=True,
@@ -138,10 +144,29 @@ VALUES: dict[str, Any] = {
 }
 
 
+def chart_values(cluster: Cluster) -> dict[str, Any]:
+    """The chart's values for this cluster."""
+    if cluster.context is None:
+        return VALUES
+    settings = VALUES["settings"]
+    defaults = {**settings["defaults"], "cacheVolume": {}, "podTemplate": {}}
+    images = {}
+    for name in ("operator", "trainer"):
+        image = os.environ[f"TANDEM_TEST_{name.upper()}_IMAGE"]
+        named, _, digest = image.partition("@")
+        repository, _, tag = (named, "", "") if digest else named.rpartition(":")
+        images[name] = {"repository": repository, "tag": tag, "digest": digest}
+    return {**VALUES, "images": images, "settings": {**settings, "defaults": defaults}}
+
+
 def install_operator(cluster: Cluster, folder: Path, *options: str) -> None:
     """Install or upgrade the chart, and wait until it leads."""
+    place = cluster.get("namespace", OPERATOR_NAMESPACE, "default")
+    if place is not None:
+        labels = place["metadata"].get("labels") or {}
+        assert cluster.context is None or labels.get(TEST) == "true", f"{OPERATOR_NAMESPACE} is somebody else's"
     values = folder / "values.yaml"
-    values.write_text(yaml.safe_dump(VALUES))
+    values.write_text(yaml.safe_dump(chart_values(cluster)))
     cluster.helm(
         *("upgrade", "--install", "tandem", str(ROOT / "charts/tandem"), "--namespace", OPERATOR_NAMESPACE),
         *("--create-namespace", "--values", str(values), "--wait", "--timeout", "120s", *options),
@@ -149,9 +174,8 @@ def install_operator(cluster: Cluster, folder: Path, *options: str) -> None:
         *("--set-string", f"podAnnotations.installed={time.time()}"),
     )
     # Clusters before 1.21 do not give a namespace its name as a label, by which the network policies know it.
-    cluster.kubectl(
-        "label", "--overwrite", "namespace", OPERATOR_NAMESPACE, f"kubernetes.io/metadata.name={OPERATOR_NAMESPACE}"
-    )
+    named = f"kubernetes.io/metadata.name={OPERATOR_NAMESPACE}"
+    cluster.kubectl("label", "--overwrite", "namespace", OPERATOR_NAMESPACE, named, f"{TEST}=true")
 
 
 def reviews(namespace: str, name: str = "reviews", **spec: Any) -> dict[str, Any]:
@@ -174,19 +198,27 @@ class Namespace:
 
     cluster: Cluster
     name: str
-    _volumes: str = field(default="", init=False)
 
     def create(self) -> None:
         """Make it, and wait until the store answers."""
-        text = string.Template((HERE / "environment.yaml").read_text()).substitute(
-            NAMESPACE=self.name, ENVIRONMENT=self.cluster.environment, CACHE=self.cluster.cache
-        )
-        self.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name}})
+        known = self.cluster.get("namespace", self.name, "default")
+        if known is not None:
+            assert (known["metadata"].get("labels") or {}).get(TEST) == "true", (
+                f"{self.name} is not a namespace of ours"
+            )
+            self.delete()  # what an interrupted session has left
+        metadata = {"name": self.name, "labels": {TEST: "true"}}
+        self.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
         until(20, "the default ServiceAccount", lambda: self.cluster.get("serviceaccount", "default", self.name))
-        self._volumes = text
-        self.cluster.kubectl("apply", "-f", "-", text=text)
-        store = string.Template((HERE / "store.yaml").read_text()).substitute(NAMESPACE=self.name, BUCKET=BUCKET)
-        self.cluster.kubectl("apply", "-f", "-", text=store)
+        places = {"NAMESPACE": self.name, "ENVIRONMENT": self.cluster.environment, "CACHE": self.cluster.cache}
+        if self.cluster.context is None:
+            volumes = string.Template((HERE / "environment.yaml").read_text()).substitute(places)
+            self.cluster.kubectl("apply", "-f", "-", text=volumes)
+        store = string.Template((HERE / "store.yaml").read_text()).substitute(places, BUCKET=BUCKET)
+        objects = list(yaml.safe_load_all(store))
+        if self.cluster.context is not None:
+            _without_mounts(next(thing for thing in objects if thing["kind"] == "Pod"))
+        self.cluster.apply(*objects)
         self.kubectl("create", "configmap", "reviews", f"--from-file={ROOT / 'examples/reviews/data'}")
         self.kubectl("wait", "--for=condition=Ready", "pod/s3", "--timeout=120s")
 
@@ -220,6 +252,29 @@ class Namespace:
         chosen = f"tandem.dev/run={run},app.kubernetes.io/component={component}"
         return self.cluster.items("pods", self.name, chosen)
 
+    def served_models(self, pod: str) -> set[str] | None:
+        """The names that a pod serves; None when it does not answer."""
+        path = f"/api/v1/namespaces/{self.name}/pods/{pod}:8000/proxy/v1/models"
+        done = self.cluster.run("kubectl", "get", "--raw", path, check=False)
+        return {model["id"] for model in json.loads(done.stdout)["data"]} if done.returncode == 0 else None
+
+    def running_requests(self, pod: str) -> float:
+        """How many calls a pod's vLLM is working on; 0 when it does not answer."""
+        path = f"/api/v1/namespaces/{self.name}/pods/{pod}:8000/proxy/metrics"
+        said = self.cluster.run("kubectl", "get", "--raw", path, check=False).stdout.splitlines()
+        return sum(float(line.split()[-1]) for line in said if line.startswith("vllm:num_requests_running{"))
+
+    def lines(self, prefix: str) -> list[dict[str, Any]]:
+        """The JSON lines of all objects below a prefix."""
+        code = (
+            "import boto3; c = boto3.client('s3', endpoint_url='http://s3:8333', region_name='us-east-1'); "
+            f"pages = c.get_paginator('list_objects_v2').paginate(Bucket='{BUCKET}', Prefix='{prefix}'); "
+            "[print(c.get_object(Bucket='tandem', Key=o['Key'])['Body'].read().decode()) "
+            "for p in pages for o in p.get('Contents', [])]"
+        )
+        text = self.kubectl("exec", "s3", "--", "python3", "-c", code)
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+
     def objects(self, prefix: str = "") -> list[str]:
         """The keys in the object store."""
         code = (
@@ -228,3 +283,12 @@ class Namespace:
             "print(*[o['Key'] for p in pages for o in p.get('Contents', [])], sep='\\n')"
         )
         return self.kubectl("exec", "s3", "--", "python3", "-c", code).split()
+
+
+def _without_mounts(pod: dict[str, Any]) -> None:
+    """The store from a trainer image that holds everything."""
+    (container,) = pod["spec"]["containers"]
+    container["image"] = os.environ["TANDEM_TEST_TRAINER_IMAGE"]
+    container["args"] = [container["args"][0].replace("/opt/environment/bin/weed", "weed")]
+    for where, key in ((container, "volumeMounts"), (pod["spec"], "volumes")):
+        where[key] = [item for item in where[key] if item["name"] != "environment"]

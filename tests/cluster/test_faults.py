@@ -85,6 +85,20 @@ def test_an_unschedulable_pod_is_told_of_and_goes_on_waiting(namespace: Namespac
         namespace.kubectl("delete", "optrun", "too-big", "--wait=true", "--timeout=60s")
 
 
+def test_a_quota_that_refuses_the_pods_is_told_of(namespace: Namespace) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "full", "namespace": namespace.name}}
+    namespace.cluster.apply({**quota, "spec": {"hard": {"pods": "1"}}})
+    try:
+        namespace.cluster.apply(reviews(namespace.name, "over-quota", strategy="p"))
+        reason = "CannotCreatePod"
+        until(60, "the condition", lambda: namespace.condition("over-quota", "Progressing").get("reason") == reason)
+        assert "exceeded quota: full" in namespace.condition("over-quota", "Progressing")["message"]
+        assert event(namespace, "over-quota", reason) is not None
+    finally:
+        namespace.kubectl("delete", "quota", "full")
+        namespace.kubectl("delete", "optrun", "over-quota", "--wait=true", "--timeout=60s")
+
+
 def test_a_bad_manifest_is_explained_and_a_corrected_one_is_carried_out(namespace: Namespace) -> None:
     namespace.cluster.apply(reviews(namespace.name, "bad", strategy="p -> x"))
     end = ends(namespace, "bad", 30)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 
 import pytest
 from tests.cluster.harness import OPERATOR_NAMESPACE, RESOURCE, ROOT, Cluster, until
@@ -15,9 +14,9 @@ def metrics(cluster: Cluster) -> str:
     """The operator's metrics, through its Service."""
     service = cluster.get("service", "tandem-metrics", OPERATOR_NAMESPACE)
     assert service is not None
-    address = f"http://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}/metrics"
-    with urllib.request.urlopen(address, timeout=5) as answer:
-        return str(answer.read().decode())
+    port = service["spec"]["ports"][0]["port"]
+    path = f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/services/tandem-metrics:{port}/proxy/metrics"
+    return cluster.run("kubectl", "get", "--raw", path, check=False).stdout
 
 
 def test_the_operator_runs_restricted_and_leads(operator: Cluster) -> None:
@@ -50,9 +49,26 @@ def test_the_resource_definition_is_what_the_models_say(operator: Cluster) -> No
     ("verb", "what", "allowed"),
     [
         ("list", RESOURCE, True),
+        ("patch", RESOURCE, True),
+        ("update", RESOURCE, False),
+        ("create", RESOURCE, False),
         ("update", f"{RESOURCE}/status", True),
+        ("get", f"{RESOURCE}/status", False),
+        ("patch", f"{RESOURCE}/status", False),
+        ("update", f"{RESOURCE}/finalizers", True),
         ("create", "jobs.batch", True),
         ("create", "deployments.apps", True),
+        ("update", "deployments.apps", False),
+        ("create", "services", True),
+        ("list", "services", False),
+        ("watch", "services", False),
+        ("update", "services", False),
+        ("delete", "networkpolicies.networking.k8s.io", True),
+        ("list", "networkpolicies.networking.k8s.io", False),
+        ("watch", "networkpolicies.networking.k8s.io", False),
+        ("update", "configmaps", False),
+        ("patch", "pods", True),
+        ("delete", "pods", False),
         ("get", "secrets", False),
         ("list", "secrets", False),
         ("create", "pods", False),

@@ -43,7 +43,7 @@ class Killer:
         while time.monotonic() < end:
             run = self.namespace.run(self.run)
             assert run is not None
-            if run["status"].get("finished") and not self._pods():
+            if (run.get("status") or {}).get("finished") and not self._pods():
                 return run
             self._look(run)
             time.sleep(0.3)
@@ -182,8 +182,10 @@ def _with_scores(text: str) -> str | None:
 
 def test_the_command_line_shows_it(story: tuple[Killer, dict[str, Any]], namespace: Namespace) -> None:
     def tandem(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [ROOT / ".venv/bin/tandem", *arguments, "-n", namespace.name]
-        return subprocess.run([*command, "--kubeconfig", namespace.cluster.kubeconfig], capture_output=True, text=True)
+        cluster = namespace.cluster
+        command = [ROOT / ".venv/bin/tandem", *arguments, "-n", namespace.name, "--kubeconfig", cluster.kubeconfig]
+        command += ["--context", cluster.context] if cluster.context is not None else []
+        return subprocess.run(command, capture_output=True, text=True)
 
     status = tandem("status", "reviews")
     assert status.returncode == 0 and "outcome" in status.stdout and "Succeeded" in status.stdout, status.stderr

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from pathlib import Path
 from typing import Final, Literal, NoReturn, get_args
 from urllib.parse import urlsplit
 
+from filelock import FileLock
+
 from tandem_api.contract import BASE_MODEL, ENV_CACHE
-from tandem_api.errors import EXIT_RETRYABLE, ConfigurationError, TandemError
+from tandem_api.errors import EXIT_PREEMPTED, EXIT_RETRYABLE, ConfigurationError, TandemError
 from tandem_api.store import S3Store
 from tandem_api.v1alpha1.status import Artifact
 from tandem_trainer.lora.base import context_length, local_model
@@ -80,6 +83,8 @@ class Prepared:
 
 def main(arguments: Sequence[str]) -> int:
     """Become vLLM. Returns an exit code only if that fails, after one line on stderr."""
+    # The first process of a container ignores SIGTERM unless it says otherwise, and preparing may take long.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_PREEMPTED))
     try:
         options = parse(arguments)
         prepared = prepare(options, Path(os.environ.get(ENV_CACHE) or "~/.cache/tandem").expanduser())
@@ -230,9 +235,11 @@ def serves_on_cpu() -> bool:
 def _fetch_adapter(options: Options, adapter: Artifact, cache: Path) -> Path:
     """The adapter's folder in the cache, named by its digest: fetched and verified if it is not there yet."""
     folder = cache.absolute() / "adapters" / adapter.sha256
-    if not folder.is_dir():
-        bucket = options.bucket or urlsplit(adapter.uri).netloc
-        S3Store(bucket, options.endpoint, options.region).fetch_folder(adapter, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # replicas may share the cache
+        if not folder.is_dir():
+            bucket = options.bucket or urlsplit(adapter.uri).netloc
+            S3Store(bucket, options.endpoint, options.region).fetch_folder(adapter, folder)
     return folder
 
 

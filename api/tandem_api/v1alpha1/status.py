@@ -125,7 +125,7 @@ class StageStatus(Model):
     started: datetime | None = None
     """When the first attempt was started."""
     attempt_started: datetime | None = None
-    """When the current attempt was started."""
+    """Since when the current attempt works; absent while it waits or is held."""
     finished: datetime | None = None
     """When the last attempt ended."""
     usage: Usage = Usage()

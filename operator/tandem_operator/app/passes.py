@@ -7,32 +7,31 @@ import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from kubernetes.client import ApiException
-
 from tandem_api import conditions
-from tandem_api.layout import RunLayout
 from tandem_api.v1alpha1 import OptimizationRun, Status
-from tandem_api.v1alpha1.run import KIND, ManifestError, Problem, parse_run
+from tandem_api.v1alpha1.run import KIND, Problem
 from tandem_operator.actions import EmitEvent
+from tandem_operator.app.deletion import finish_deletion
 from tandem_operator.app.queue import Outcome
-from tandem_operator.platforms.kubernetes import jobs, names
+from tandem_operator.platforms.kubernetes import names
 from tandem_operator.platforms.kubernetes.events import post
 from tandem_operator.platforms.kubernetes.platform import (
     InvalidRunError,
     KubernetesPlatform,
+    RefusedError,
     Surroundings,
     TryAgainError,
 )
-from tandem_operator.platforms.kubernetes.pod_state import has_ended, holds
-from tandem_operator.platforms.kubernetes.task_state import is_over
 from tandem_operator.reconcile import reconcile
+from tandem_operator.snapshot import Blocked
 
 Object = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 #: When something is on its way that no watch tells of at once: a server that becomes ready, a pod that goes.
 SOON_SECONDS = 2.0
-_FORBIDDEN = 403
+#: When to try again to make what the API server refuses.
+REFUSED_SECONDS = 15.0
 
 
 class Passes:
@@ -40,6 +39,9 @@ class Passes:
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
+        self._refused: dict[str, Blocked] = {}
+        """What the API server last refused to make for a run, by the run's uid. Forgotten with the process: then it is
+        refused again."""
 
     def reconcile_run(self, namespace: str, name: str) -> Outcome:
         """Bring one run one step closer. Raises what the API server answers, for the queue to try again."""
@@ -47,19 +49,25 @@ class Passes:
         if raw is None:
             return Outcome(None, None)
         if raw["metadata"].get("deletionTimestamp"):
-            return self._delete(raw)
+            return finish_deletion(self._around, raw)
         if _wants_finalizer(raw):
             raw = self._hold(raw)
-        platform = KubernetesPlatform(self._around, raw)
+        uid = raw["metadata"]["uid"]
+        platform = KubernetesPlatform(self._around, raw, blocked=self._refused.pop(uid, None))
         try:
             result = reconcile(platform)
         except InvalidRunError as error:
             return self._refuse(platform.raw, error.problems)
+        except RefusedError as error:
+            # The next pass tells it in the status, and tries again.
+            self._refused[uid] = error.blocked
+            is_known = platform.blocked == error.blocked
+            return Outcome(REFUSED_SECONDS if is_known else 0.0, platform.loaded)
         except TryAgainError as error:
             logger.info("%s/%s: %s", namespace, name, error)
             return Outcome(SOON_SECONDS, None)
         platform.tidy(result.status)
-        if raw.get("status") is None and result.status.started is not None:
+        if not (raw.get("status") or {}).get("started") and result.status.started is not None:
             self._tell_of_what_has_no_effect(raw)
         assert platform.loaded is not None
         # As it was accepted: what is stored by now may be anything.
@@ -99,6 +107,10 @@ class Passes:
         """Say in the status what is wrong; a corrected spec is looked at anew."""
         text = "\n".join(map(str, problems))[:4096]
         status = _status_of(raw)
+        if status is None:
+            # Another version of the operator wrote it: it must not be overwritten with less.
+            post(self._around.client, raw, EmitEvent("Warning", conditions.INVALID, text), self._around.instance)
+            return Outcome(None, None)
         now, generation = datetime.now(UTC), int(raw["metadata"].get("generation", 0))
         found = status.conditions
         for kind in (conditions.SUCCEEDED, conditions.ACCEPTED, conditions.READY, conditions.STALLED):
@@ -121,76 +133,15 @@ class Passes:
         self._around.client.patch(KIND, metadata["namespace"], metadata["name"], patch)
         return self._around.client.get(KIND, metadata["namespace"], metadata["name"]) or raw
 
-    def _delete(self, raw: Object) -> Outcome:
-        """Release everything at once; then remove what lies in S3, if that is wanted, and let the run go."""
-        metadata, client = raw["metadata"], self._around.client
-        if names.FINALIZER not in metadata.get("finalizers", []):
-            return Outcome(None, None)  # the garbage collector does the rest
-        namespace, name = metadata["namespace"], metadata["name"]
-        KubernetesPlatform(self._around, raw).release()
-        ours = {names.RUN_UID: metadata["uid"]}
-        for job in client.list("Job", namespace, labels={**ours, names.COMPONENT: names.WORKER}):
-            if not is_over(job) and not job["metadata"].get("deletionTimestamp"):
-                client.delete("Job", namespace, job["metadata"]["name"])
-        workers = client.list("Pod", namespace, labels={**ours, names.COMPONENT: names.WORKER})
-        if any(not has_ended(pod) for pod in workers):
-            return Outcome(SOON_SECONDS, None)  # they may still write
-        cleanup = client.get("Job", namespace, names.cleanup_name(name))
-        if cleanup is not None and cleanup["metadata"].get("labels", {}).get(names.RUN_UID) != metadata["uid"]:
-            client.delete("Job", namespace, names.cleanup_name(name))
-            return Outcome(SOON_SECONDS, None)
-        if cleanup is None:
-            return self._begin_cleanup(raw)
-        if not is_over(cleanup):
-            return Outcome(SOON_SECONDS, None)
-        if not holds(cleanup, "Complete"):
-            self._give_up(raw, f"the Job {names.cleanup_name(name)} failed")
-        self._let_go(raw)
-        return Outcome(None, None)
-
-    def _begin_cleanup(self, raw: Object) -> Outcome:
-        try:
-            run: OptimizationRun | None = parse_run(raw)
-        except ManifestError:
-            run = None
-        if run is None or run.spec.storage is None:
-            self._give_up(raw, "its spec cannot be read")
-            self._let_go(raw)
-            return Outcome(None, None)
-        try:
-            self._around.client.create(jobs.cleanup_job(run, self._around.settings))
-        except ApiException as error:
-            if error.status != _FORBIDDEN:
-                raise
-            # A namespace that is going takes no new Jobs.
-            self._give_up(raw, "the namespace takes no new Jobs")
-            self._let_go(raw)
-            return Outcome(None, None)
-        return Outcome(SOON_SECONDS, None)
-
-    def _give_up(self, raw: Object, why: str) -> None:
-        """The bounded escape: the resource goes, and what stays in S3 is told."""
-        metadata, s3 = raw["metadata"], (raw["spec"].get("storage") or {}).get("s3") or {}
-        root = RunLayout(s3.get("prefix", ""), metadata["namespace"], metadata["name"], metadata["uid"]).root
-        text = f"the run's objects stay in S3, because {why}; remove them yourself: s3://{s3.get('bucket')}/{root}"
-        logger.warning("%s/%s: %s", metadata["namespace"], metadata["name"], text)
-        post(self._around.client, raw, EmitEvent("Warning", "StorageNotRemoved", text), self._around.instance)
-
-    def _let_go(self, raw: Object) -> None:
-        metadata = raw["metadata"]
-        left = [name for name in metadata["finalizers"] if name != names.FINALIZER]
-        patch = {"metadata": {"finalizers": left, "resourceVersion": metadata["resourceVersion"]}}
-        self._around.client.patch(KIND, metadata["namespace"], metadata["name"], patch)
-
 
 def _wants_finalizer(raw: Object) -> bool:
     storage = raw.get("spec", {}).get("storage") or {}
     return storage.get("deletionPolicy") == "Delete" and names.FINALIZER not in raw["metadata"].get("finalizers", [])
 
 
-def _status_of(raw: Object) -> Status:
-    """The stored status of a run whose spec may be anything."""
+def _status_of(raw: Object) -> Status | None:
+    """The stored status of a run whose spec may be anything; None when it cannot be read."""
     try:
         return Status.model_validate(raw.get("status") or {})
     except ValueError:
-        return Status()
+        return None

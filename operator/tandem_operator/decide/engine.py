@@ -22,7 +22,7 @@ from tandem_operator.decide.plan import (
     with_step,
 )
 from tandem_operator.decide.requests import build_request, needs_server, program_for
-from tandem_operator.decide.results import backoff_over, fail_stage, record_end
+from tandem_operator.decide.results import backoff_over, fail_stage, keep_clock, record_end
 from tandem_operator.decide.serving import need_server, release_server
 from tandem_operator.decide.summary import summarize, waiting_events
 from tandem_operator.snapshot import Observed
@@ -41,12 +41,15 @@ class Decision:
 def decide(spec: Spec, status: Status, observed: Observed) -> Decision:
     """One step towards the run's end. Pure: equal arguments, equal decision."""
     if not status.steps:
-        status = changed(status, steps=planned_steps(spec), strategy=spec.strategy_text, started=observed.now)
+        status = changed(status, steps=planned_steps(spec), strategy=spec.strategy_text)
     actions: list[Action] = []
     released = False
     if status.finished is None:
+        if status.started is None and not spec.suspend:
+            status = changed(status, started=observed.now)
         # 1. What has ended enters the status.
         status, events = _record(spec, status, observed)
+        status = _keep_clock(spec, status, observed)
         actions += events
         # 2. What is no longer to be done is crossed out.
         status = _stop_early(spec, status, observed)
@@ -90,6 +93,16 @@ def _record(spec: Spec, status: Status, observed: Observed) -> tuple[Status, lis
         # A stage got through: the server's failures before it are forgiven.
         status = changed(status, serving=changed(status.serving, failures=0))
     return status, list(events)
+
+
+def _keep_clock(spec: Spec, status: Status, observed: Observed) -> Status:
+    """GPU time is counted neither while a task waits for a place (or is not there) nor while the run is suspended."""
+    now = _now(status)
+    if now is None or now[1].state != "Running":
+        return status
+    task = observed.tasks.get(_task(observed, *now))
+    works = task is not None and not task.waiting and not spec.suspend
+    return keep_clock(spec, status, observed, *now, works=works)
 
 
 def _stop_early(spec: Spec, status: Status, observed: Observed) -> Status:
@@ -146,6 +159,9 @@ def _pursue(spec: Spec, status: Status, observed: Observed) -> tuple[Status, lis
     task = observed.tasks.get(_task(observed, step, stage)) if stage.state == "Running" else None
     if task is not None and step.kind != "final" and deadline_passed(spec, status, observed):
         return status, [*actions, StopTask(_task(observed, step, stage))]
+    if task is None and observed.blocked is not None and observed.blocked.is_permanent:
+        blocked = observed.blocked
+        return fail_stage(status, observed, step, stage, blocked.reason, blocked.message), actions
     # The server first: it is looked after while a task runs, too.
     url = ""
     if needs_server(spec, step, stage):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from tandem_api.contract import CandidateScore, StageFailure, StageResult, parse_termination
 from tandem_api.errors import EXIT_CONFIGURATION, EXIT_PERMANENT, EXIT_PREEMPTED, PERMANENT_EXIT_CODES
@@ -10,7 +10,7 @@ from tandem_api.v1alpha1 import Spec, Status
 from tandem_api.v1alpha1.base import decimal
 from tandem_api.v1alpha1.status import MAX_MESSAGE, Artifact, Candidate, StageStatus, StepStatus, TestScore, Usage
 from tandem_operator.actions import EmitEvent
-from tandem_operator.decide.names import candidate_id
+from tandem_operator.decide.names import camel_case, candidate_id
 from tandem_operator.decide.plan import (
     all_candidates,
     best_candidate,
@@ -23,7 +23,7 @@ from tandem_operator.decide.plan import (
 from tandem_operator.decide.requests import program_for
 from tandem_operator.snapshot import Observed, TaskObservation
 
-#: Wait before the next attempt, after 1, 2, 3... counted failures.
+#: Wait before the next attempt, after 1, 2, 3... counted failures, or as many preemptions.
 BACKOFF_SECONDS = (2, 10, 30, 60)
 
 
@@ -50,10 +50,11 @@ def fail_stage(
 def _record_result(
     spec: Spec, status: Status, observed: Observed, step: StepStatus, stage: StageStatus, result: StageResult
 ) -> tuple[Status, list[EmitEvent]]:
+    reason = camel_case(result.reason) if result.reason else None
     stage = changed(
         stage,
         state={"done": "Succeeded", "skipped": "Skipped", "stopped": "Stopped"}[result.outcome],
-        reason=result.reason,
+        reason=reason,
         message=result.message[:MAX_MESSAGE] if result.message else None,
         finished=observed.now,
         usage=_with_gpu(spec, observed, stage, result.usage),
@@ -81,7 +82,7 @@ def _record_result(
     )
     if result.outcome != "done":
         # The rest of the step has nothing to work on.
-        step = changed(step, state=stage.state, reason=result.reason, message=stage.message, finished=observed.now)
+        step = changed(step, state=stage.state, reason=reason, message=stage.message, finished=observed.now)
     elif current_stage(step) is None:
         step = changed(step, state="Succeeded", finished=observed.now)
     return _stored(status, step), _step_events(step)
@@ -99,7 +100,8 @@ def _step_events(step: StepStatus) -> list[EmitEvent]:
         return []
     score = f", score {step.score}" if step.score is not None else ""
     why = f": {step.message or step.reason}" if step.reason else ""
-    return [EmitEvent("Normal", f"Step{step.state}", f"step {step.index} ({step.kind}) {step.state}{score}{why}")]
+    text = f"step {step.index} ({step.kind}) {step.state}{score}{why}"
+    return [EmitEvent("Normal", f"Step{step.state}", text[:1024])]
 
 
 def _record_failure(
@@ -111,7 +113,8 @@ def _record_failure(
     task: TaskObservation,
     spoken: StageResult | StageFailure | None,
 ) -> tuple[Status, list[EmitEvent]]:
-    reason, message = _cause(task, spoken)
+    foreign, message = _cause(task, spoken)
+    reason = camel_case(foreign)
     usage = spoken.usage if isinstance(spoken, StageFailure) and spoken.usage.calls else stage.usage
     stage = changed(stage, usage=_with_gpu(spec, observed, stage, usage))
     where = f"step {step.index} ({step.kind}), stage {stage.name}, attempt {stage.attempt}"
@@ -146,12 +149,33 @@ def _cause(task: TaskObservation, spoken: StageResult | StageFailure | None) -> 
     return reason, f"{ended}{f' ({task.reason})' if task.reason else ''}{tail}"
 
 
+def next_start(stage: StageStatus) -> datetime | None:
+    """When the next attempt of a stage that is to be tried again may start; None: at once."""
+    # Preemptions are not counted as failures, but must not follow each other without a pause either.
+    bad = stage.attempt - stage.failures if stage.reason == "Preempted" else stage.failures
+    if bad == 0 or stage.finished is None:
+        return None
+    return stage.finished + timedelta(seconds=BACKOFF_SECONDS[min(bad, len(BACKOFF_SECONDS)) - 1])
+
+
 def backoff_over(observed: Observed, stage: StageStatus) -> bool:
     """Whether the next attempt may start."""
-    if stage.failures == 0 or stage.finished is None:
-        return True
-    wait = BACKOFF_SECONDS[min(stage.failures, len(BACKOFF_SECONDS)) - 1]
-    return observed.now >= stage.finished + timedelta(seconds=wait)
+    earliest = next_start(stage)
+    return earliest is None or observed.now >= earliest
+
+
+def keep_clock(
+    spec: Spec, status: Status, observed: Observed, step: StepStatus, stage: StageStatus, *, works: bool
+) -> Status:
+    """`stage.attempt_started` is set while its attempt works, and only then: what it spends until it waits or is held
+    enters its usage at once. Changes nothing while nothing changes."""
+    if works == (stage.attempt_started is not None):
+        return status
+    if works:
+        stage = changed(stage, attempt_started=observed.now)
+    else:
+        stage = changed(stage, usage=_with_gpu(spec, observed, stage, stage.usage), attempt_started=None)
+    return _stored(status, with_stage(step, stage))
 
 
 def _candidate(step: StepStatus, score: CandidateScore, adapter: Artifact | None) -> Candidate:
@@ -184,9 +208,13 @@ def _test_score(result: StageResult) -> TestScore | None:
 
 
 def _with_gpu(spec: Spec, observed: Observed, stage: StageStatus, usage: Usage) -> Usage:
-    """GPU time is what the platform held for the stage: its servers', or its training nodes', while it ran."""
-    if not observed.has_gpu or stage.attempt_started is None or stage.name == "check":
+    """`usage` with the GPU time that the platform held for the stage: its servers', or its training nodes', while it
+    worked. Where the platform holds no accelerator, what the worker says stays."""
+    if stage.name == "train":
+        held = spec.training.nodes * observed.training_accelerators
+    else:
+        held = spec.serving.replicas * observed.serving_accelerators
+    if held == 0 or stage.name == "check":
         return usage
-    held = spec.training.nodes if stage.name == "train" else spec.serving.replicas
-    seconds = int((observed.now - stage.attempt_started).total_seconds()) * held
-    return changed(usage, gpu_seconds=stage.usage.gpu_seconds + seconds)
+    worked = observed.now - (stage.attempt_started or observed.now)
+    return changed(usage, gpu_seconds=stage.usage.gpu_seconds + int(worked.total_seconds()) * held)

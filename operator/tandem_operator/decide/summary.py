@@ -6,11 +6,13 @@ from datetime import datetime, timedelta
 
 from tandem_api import conditions
 from tandem_api.v1alpha1 import Spec, Status
-from tandem_api.v1alpha1.status import Condition, CurrentStep
+from tandem_api.v1alpha1.status import Condition, CurrentStep, StageStatus, StepStatus
 from tandem_operator.actions import EmitEvent
 from tandem_operator.decide.limits import REASONS
-from tandem_operator.decide.names import task_name
+from tandem_operator.decide.names import camel_case, task_name
 from tandem_operator.decide.plan import changed, current_stage, current_step
+from tandem_operator.decide.requests import needs_server
+from tandem_operator.decide.results import backoff_over, next_start
 from tandem_operator.snapshot import Observed
 
 _DOING = {
@@ -55,6 +57,8 @@ def waiting_events(before: Status, after: Status) -> list[EmitEvent]:
     events = []
     for kind in (conditions.PROGRESSING, conditions.SERVING_READY, conditions.ACCEPTED):
         old, new = conditions.find(before.conditions, kind), conditions.find(after.conditions, kind)
+        if kind == conditions.ACCEPTED and new is not None and new.status == "False":
+            continue  # the run has failed, which is told as such
         if new is not None and new.reason in conditions.WAITING and (old is None or old.reason != new.reason):
             patient = new.reason in conditions.PATIENT
             events.append(EmitEvent("Normal" if patient else "Warning", new.reason, new.message[:1024]))
@@ -100,7 +104,7 @@ def _serving(status: Status, observed: Observed) -> ConditionValue:
     if seen is None or seen.name != name:
         return "False", "Loading", f"waiting for the model server of {name!r}"
     if seen.state == "starting":
-        return "False", seen.reason or "Loading", seen.message or f"waiting for the model server of {name!r}"
+        return "False", camel_case(seen.reason, "Loading"), seen.message or f"waiting for the model server of {name!r}"
     if seen.state == "failed":
         return "False", "Failed", seen.message
     return "True", "Ready", f"{name!r} is served"
@@ -119,8 +123,32 @@ def _progressing(spec: Spec, status: Status, observed: Observed, ended: bool) ->
     where = f"step {step.index} ({step.kind}), attempt {max(1, stage.attempt)}: "
     task = observed.tasks.get(task_name(observed.name, step.index, step.kind, stage.name, stage.attempt))
     if task is not None and task.waiting:
-        return "True", task.waiting, f"{where}{task.waiting_message}"
+        return "True", camel_case(task.waiting, "Waiting"), f"{where}{task.waiting_message}"
+    held_up = _held_up(spec, status, observed, step, stage) if task is None or task.state != "running" else None
+    if held_up is not None:
+        return "True", held_up[0], f"{where}{held_up[1]}"
     return "True", reason, f"{where}{doing}"
+
+
+def _held_up(
+    spec: Spec, status: Status, observed: Observed, step: StepStatus, stage: StageStatus
+) -> tuple[str, str] | None:
+    """What a stage without a task waits for: (reason, message). In the order in which the engine looks."""
+    seen = observed.serving
+    if observed.blocked is not None:
+        return camel_case(observed.blocked.reason, "Waiting"), observed.blocked.message
+    if needs_server(spec, step, stage):
+        state, why, message = _serving(status, observed)
+        if state != "True":
+            return "WaitingForServer", f"{why}: {message}"
+    elif stage.name == "train" and spec.serving.handover == "release" and seen is not None:
+        is_named = seen.name == "" and seen.reason == "Stopping"
+        return "ReleasingServer", seen.message if is_named else "waiting for the model server to end"
+    earliest = next_start(stage)
+    if stage.state == "Pending" and earliest is not None and not backoff_over(observed, stage):
+        ended = f"attempt {stage.attempt} ended ({stage.reason}), the next one starts at {earliest:%H:%M:%S} UTC"
+        return "BackingOff", f"{ended}; {stage.message}" if stage.message else ended
+    return None
 
 
 def _suspended(spec: Spec, ended: bool) -> ConditionValue:
@@ -149,7 +177,8 @@ def _phase(found: tuple[Condition, ...]) -> str:
     if conditions.is_true(found, conditions.SUSPENDED):
         return "Suspended"
     progressing = conditions.find(found, conditions.PROGRESSING)
-    return progressing.reason if progressing is not None else "Pending"
+    # A foreign reason may be longer than a phase.
+    return progressing.reason[:32] if progressing is not None else "Pending"
 
 
 def _current(status: Status, observed: Observed) -> CurrentStep | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
+import socket
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from tandem_api.adapters import AdaptersReport
 from tandem_api.contract import Progress
@@ -16,45 +18,88 @@ from tandem_operator.platforms.kubernetes import names
 from tandem_operator.platforms.kubernetes.pod_state import name_of
 from tandem_operator.platforms.kubernetes.serving_state import Answer
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 Object = dict[str, Any]
 
-_ANSWER_SECONDS: Final = 2.0
+#: From the connection to the last byte.
+_ANSWER_SECONDS: Final = 3.0
+#: Head and body.
+_ANSWER_BYTES: Final = 64 * 1024
 #: A worker is asked how far it is at most this often.
 PROGRESS_SECONDS: Final = 10.0
+#: What a server said last stands for so long when it does not answer.
+KEPT_SECONDS: Final = 20.0
 _REMEMBERED: Final = 4096
+#: Of one server; more than one has, and few enough to remember.
+_MODELS: Final = 100
 
 Fetch = Callable[[str, int, str], Any]
+_Known = TypeVar("_Known")
 
 
 def fetch_json(host: str, port: int, path: str) -> Any:
-    """The JSON that is at this place, or None."""
+    """The JSON that is at this place, or None: also for an answer that is too long, or takes too long as a whole."""
+    deadline = time.monotonic() + _ANSWER_SECONDS
     connection = http.client.HTTPConnection(host, port, timeout=_ANSWER_SECONDS)
     try:
         connection.request("GET", path)
-        answer = connection.getresponse()
-        body = answer.read()
+        answer = http.client.HTTPResponse(cast(socket.socket, _Bounded(connection.sock, deadline)), method="GET")
+        answer.begin()
+        # Not all at once: then memory is set aside for whatever length the answer claims to have.
+        body = answer.read(_ANSWER_BYTES)
         return json.loads(body) if answer.status == 200 else None
-    except (OSError, http.client.HTTPException, ValueError):
+    except (OSError, http.client.HTTPException, ValueError, RecursionError):
         return None
     finally:
         connection.close()
 
 
+class _Bounded(io.RawIOBase):
+    """What comes through a socket until a moment and up to a size; OSError beyond. A user's image may send anything."""
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._connection = connection
+        self._deadline = deadline
+        self._left = _ANSWER_BYTES
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """What HTTPResponse asks of a socket."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        seconds = self._deadline - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError("the answer takes too long")
+        self._connection.settimeout(seconds)
+        received = self._connection.recv_into(buffer)
+        self._left -= received
+        if self._left < 0:
+            raise OSError("the answer is too long")
+        return received
+
+
 class Asking:
-    """Asks pods, and remembers for a while what workers said. Safe to use from several threads."""
+    """Asks pods, and remembers for a while what they said. Safe to use from several threads."""
 
     def __init__(self, fetch: Fetch = fetch_json, clock: Callable[[], float] = time.monotonic) -> None:
         self._fetch = fetch
         self._clock = clock
         self._progress: dict[str, tuple[float, Progress | None]] = {}
+        self._heard: dict[str, tuple[float, frozenset[str] | None]] = {}
+        """By pod uid: when a server answered last, and its models; or when it was first asked, and None."""
 
     def servers(self, pods: Iterable[Object], *, with_sidecar: bool) -> dict[str, Answer]:
         """What each serving pod answers, by its name."""
         pods = list(pods)
-        if not pods:
-            return {}
+        if len(pods) <= 1:
+            return {name_of(pod): self._server(pod, with_sidecar=with_sidecar) for pod in pods}
         with ThreadPoolExecutor(min(16, len(pods))) as pool:
-            answers = pool.map(lambda pod: self._server(pod["status"]["podIP"], with_sidecar=with_sidecar), pods)
+            answers = pool.map(lambda pod: self._server(pod, with_sidecar=with_sidecar), pods)
             return dict(zip(map(name_of, pods), answers, strict=True))
 
     def progress(self, pod: Object) -> Progress | None:
@@ -63,19 +108,14 @@ class Asking:
         asked, known = self._progress.get(uid, (float("-inf"), None))
         if now - asked >= PROGRESS_SECONDS:
             asked, known = now, self._worker(pod)
-            if len(self._progress) >= _REMEMBERED:
-                self._progress.clear()
-            self._progress[uid] = (asked, known)
+            _remember(self._progress, uid, (asked, known))
         if known is None or known.eta_seconds is None:
             return known
         return known.model_copy(update={"eta_seconds": max(0.0, known.eta_seconds - (now - asked))})
 
-    def _server(self, host: str, *, with_sidecar: bool) -> Answer:
-        answer = Answer()
-        listed = self._fetch(host, names.VLLM_PORT, "/v1/models")
-        models = listed.get("data") if isinstance(listed, dict) else None
-        if isinstance(models, list):
-            answer = Answer(frozenset(str(model.get("id")) for model in models if isinstance(model, dict)))
+    def _server(self, pod: Object, *, with_sidecar: bool) -> Answer:
+        host = pod["status"]["podIP"]
+        answer = self._models(pod["metadata"]["uid"], host)
         if with_sidecar:
             status = self._fetch(host, names.ADAPTERS_PORT, "/status")
             try:
@@ -85,6 +125,20 @@ class Asking:
             answer = replace(answer, refused={f.name: f.message for f in report.failed if f.permanent})
         return answer
 
+    def _models(self, uid: str, host: str) -> Answer:
+        """What vLLM lists; when it does not answer, what it listed a moment ago: it may be busy."""
+        listed, now = self._fetch(host, names.VLLM_PORT, "/v1/models"), self._clock()
+        models = listed.get("data") if isinstance(listed, dict) else None
+        if isinstance(models, list):
+            said = frozenset(str(model.get("id")) for model in models[:_MODELS] if isinstance(model, dict))
+            _remember(self._heard, uid, (now, said))
+            return Answer(said, reached=True)
+        since, known = self._heard.get(uid, (now, None))
+        if known is not None and now - since <= KEPT_SECONDS:
+            return Answer(known, reached=True)
+        _remember(self._heard, uid, (since, None))
+        return Answer(silent_seconds=now - since)
+
     def _worker(self, pod: Object) -> Progress | None:
         host = (pod.get("status") or {}).get("podIP")
         said = self._fetch(host, names.PROGRESS_PORT, "/progress") if host else None
@@ -92,3 +146,10 @@ class Asking:
             return Progress.model_validate(said) if said else None
         except ValueError:
             return None
+
+
+def _remember(memory: dict[str, _Known], uid: str, known: _Known) -> None:
+    """Of a bounded number of pods; those that are still there are soon asked again."""
+    if uid not in memory and len(memory) >= _REMEMBERED:
+        memory.clear()
+    memory[uid] = known

@@ -50,7 +50,6 @@ def worker_job(
     resources = wanted.resources or default.resources
     pod = Pod(
         component=names.WORKER,
-        resources=resources,
         patch=wanted.pod_template,
         with_model=trains,
         task=(name, request.stage),
@@ -116,7 +115,7 @@ def cleanup_job(run: OptimizationRun, settings: OperatorSettings) -> Object:
         "command": ["python3", "-m", "tandem_trainer.cleanup", *arguments],
         "resources": defaults.resources,
     }
-    pod = Pod(names.CLEANUP, defaults.resources, run.spec.workers.pod_template, with_model=False)
+    pod = Pod(names.CLEANUP, run.spec.workers.pod_template, with_model=False)
     template = pod_template(run, settings, pod, [container])
     template["spec"]["restartPolicy"] = "Never"
     return {

@@ -6,9 +6,13 @@ Nothing is remembered between two passes: what is, is read from the API server; 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+
+from kubernetes.client import ApiException
 
 from tandem_api.canonical import canonical_json, digest
 from tandem_api.contract import StorageRef
@@ -24,12 +28,15 @@ from tandem_operator.platforms.kubernetes.client import Client
 from tandem_operator.platforms.kubernetes.events import post
 from tandem_operator.platforms.kubernetes.manifest import cluster_problems
 from tandem_operator.platforms.kubernetes.pod_state import has_ended, is_going, name_of, newest, starts_slowly
+from tandem_operator.platforms.kubernetes.pods import accelerators
 from tandem_operator.platforms.kubernetes.serving_state import observe_serving, pods_to_ask
 from tandem_operator.platforms.kubernetes.task_state import is_over, observe_task
 from tandem_operator.settings import OperatorSettings
-from tandem_operator.snapshot import Observed, ServingObservation, TaskObservation
+from tandem_operator.snapshot import Blocked, Observed, ServingObservation, TaskObservation
 
 Object = dict[str, Any]
+
+_OTHER_VERSION = Problem("spec", "another version of the operator has accepted this run, and this one cannot read it")
 
 
 class InvalidRunError(Exception):
@@ -38,6 +45,14 @@ class InvalidRunError(Exception):
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
         super().__init__("\n".join(map(str, problems)))
+
+
+class RefusedError(Exception):
+    """The API server refuses to make something that the run needs."""
+
+    def __init__(self, blocked: Blocked) -> None:
+        self.blocked = blocked
+        super().__init__(f"{blocked.reason}: {blocked.message}")
 
 
 class TryAgainError(Exception):
@@ -67,6 +82,8 @@ class KubernetesPlatform:
     """The resource as it was read at the beginning of this pass."""
     ignored: list[Problem] = field(default_factory=list)
     """Changes of the spec that came too late."""
+    blocked: Blocked | None = None
+    """What the API server refused in the last pass."""
     loaded: OptimizationRun | None = None
     """What `load` returned."""
     _jobs: dict[str, Object] = field(default_factory=dict)
@@ -104,7 +121,10 @@ class KubernetesPlatform:
             # Whether it is held is heeded all the same: a suspended run must not go on because of a mistake elsewhere.
             suspend = self.raw["spec"].get("suspend", False)
             held = {"suspend": suspend} if isinstance(suspend, bool) else {}
-            return parse_run({**self.raw, "spec": {**accepted.to_json(), **held}})
+            try:
+                return parse_run({**self.raw, "spec": {**accepted.to_json(), **held}})
+            except ManifestError as error:  # then it is the status that cannot be read
+                raise InvalidRunError([_OTHER_VERSION, *error.problems]) from error
         self.ignored = forbidden_changes(accepted, run.spec)
         kept = {alias: value for alias, value in accepted.to_json().items() if alias not in MUTABLE_FIELDS}
         new = {alias: value for alias, value in run.spec.to_json().items() if alias in MUTABLE_FIELDS}
@@ -132,7 +152,10 @@ class KubernetesPlatform:
             serving=self._observe_serving(run, _of(pods, names.SERVING), now),
             tasks=self._observe_tasks(_of(pods, names.WORKER), now),
             has_gpu=serving.has_accelerator(run, settings),
+            serving_accelerators=accelerators(serving.serving_resources(run, settings)),
+            training_accelerators=accelerators(run.spec.training.resources or settings.defaults.training.resources),
             ignored_changes="; ".join(map(str, self.ignored)),
+            blocked=self.blocked,
         )
 
     def save(self, run: OptimizationRun, status: Status) -> None:
@@ -143,11 +166,13 @@ class KubernetesPlatform:
     def execute(self, run: OptimizationRun, action: Action) -> None:
         match action:
             case EnsureServing():
-                self._serve(run, action)
+                with _refusals("ServerRefused", "the model server"):
+                    self._serve(run, action)
             case StopServing():
                 self._stop_serving(run)
             case StartTask():
-                self._start(run, action)
+                with _refusals("JobRefused", f"the Job {action.name}"):
+                    self._start(run, action)
             case StopTask():
                 self._stop_task(action.name)
             case EmitEvent():
@@ -197,7 +222,10 @@ class KubernetesPlatform:
         stored = self._ours(self.around.client.get("ConfigMap", self.namespace, names.spec_name(self.name)))
         if stored is None:
             return None
-        return parse_run({**self.raw, "spec": json.loads(stored["data"]["spec.json"]), "status": {}}).spec
+        try:
+            return parse_run({**self.raw, "spec": json.loads(stored["data"]["spec.json"]), "status": {}}).spec
+        except ManifestError as error:
+            raise InvalidRunError([_OTHER_VERSION, *error.problems]) from error
 
     def _accept(self, run: OptimizationRun) -> None:
         metadata = {
@@ -214,7 +242,10 @@ class KubernetesPlatform:
             "data": {"spec.json": canonical_json(run.spec.to_json())},
         }
         if not self.around.client.create(body):
-            self._clear("ConfigMap", names.spec_name(self.name))
+            try:
+                self._clear("ConfigMap", names.spec_name(self.name))
+            except RefusedError as error:
+                raise InvalidRunError([Problem("metadata.name", error.blocked.message)]) from error
 
     def _ours(self, thing: Object | None) -> Object | None:
         """`thing`, if it is this run's and not that of an earlier one of the same name."""
@@ -225,21 +256,15 @@ class KubernetesPlatform:
     def _clear(self, kind: str, name: str) -> None:
         """Make way under this name, if what is there is not this run's.
 
-        Raises TryAgainError when it is an earlier run's, which goes, and InvalidRunError when it is anybody else's.
+        Raises TryAgainError when it is an earlier run's, which goes, and RefusedError when it is anybody else's.
         """
         known = self.around.client.get(kind, self.namespace, name)
         if known is None or self._ours(known) is not None:
             return
         if (known["metadata"].get("labels") or {}).get(names.MANAGED_BY) != names.FIELD_MANAGER:
             fix = "delete it, or create the run under another name"
-            raise InvalidRunError(
-                [
-                    Problem(
-                        "metadata.name",
-                        f"the run needs a {kind} {name!r}, but there is one that is not Tandem's; {fix}",
-                    )
-                ]
-            )
+            said = f"the run needs a {kind} {name!r}, but there is one that is not Tandem's; {fix}"
+            raise RefusedError(Blocked("NameTaken", said))
         self.around.client.delete(kind, self.namespace, name, uid=known["metadata"]["uid"])
         raise TryAgainError(f"the {kind} {name} belongs to an earlier run")
 
@@ -280,7 +305,8 @@ class KubernetesPlatform:
 
     def _events(self, thing: Object, now: datetime) -> list[Object]:
         """The events of a pod, or of a Job without pods, that has not begun to work for some time."""
-        if thing.get("kind") != "Job" and not starts_slowly(thing, now):
+        is_job = "template" in thing["spec"]  # the items of a list do not say of what kind they are
+        if not is_job and not starts_slowly(thing, now):
             return []
         chosen = f"involvedObject.uid={thing['metadata']['uid']}"
         found = self.around.client.list("Event", self.namespace, fields=chosen)
@@ -353,6 +379,27 @@ class KubernetesPlatform:
         if status.finished is not None or step is None or stage is None or stage.state != "Running":
             return None
         return task_name(self.name, step.index, step.kind, stage.name, stage.attempt)
+
+
+@contextmanager
+def _refusals(reason: str, what: str) -> Iterator[None]:
+    """Turns the API server's refusals into RefusedError; other errors of the call may pass by themselves."""
+    try:
+        yield
+    except ApiException as error:
+        said = _said(error)
+        # Server-side apply reports a template with unknown fields or wrong types as an error of the server's own.
+        is_wrong = error.status in (400, 422) or (error.status == 500 and "typed patch" in said)
+        if not is_wrong and error.status != 403:
+            raise
+        raise RefusedError(Blocked(reason, f"the cluster refuses {what}: {said}", is_permanent=is_wrong)) from error
+
+
+def _said(error: ApiException) -> str:
+    try:
+        return str(json.loads(error.body or "")["message"])
+    except (ValueError, TypeError, KeyError):
+        return f"{error.status} {error.reason}"
 
 
 def _is_applied(known: Object, body: Object) -> bool:

@@ -17,6 +17,8 @@ _CREATE = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunC
 _MOUNT = frozenset({"FailedMount", "FailedAttachVolume"})
 #: Reasons of a pod that was put away by the cluster, through no fault of its own.
 _DISRUPTED = frozenset({"Preempting", "Shutdown", "NodeShutdown", "Terminated", "NodeLost", "NodeAffinity"})
+#: So long after its grace a pod is gone, if its node works.
+_STUCK_SECONDS = 60
 _MISSING = re.compile(r'(?P<kind>secret|configmap)s? "(?P<name>[^"]+)" not found', re.IGNORECASE)
 
 
@@ -89,16 +91,34 @@ def waiting(pod: Object, events: Sequence[Object], now: datetime, settings: Oper
     scheduled = condition(pod, "PodScheduled")
     if scheduled is not None and scheduled.get("status") == "False":
         return _not_scheduled(scheduled, now, settings)
-    began = time_of((pod.get("status") or {}).get("startTime"))
-    overdue = began is not None and (now - began).total_seconds() > settings.start_failure_seconds
+    overdue = []
     for status in (pod.get("status") or {}).get("containerStatuses") or []:
-        state = (status.get("state") or {}).get("waiting") or {}
-        found = _container(pod, status, str(state.get("reason")), str(state.get("message", "")), is_overdue=overdue)
+        state = (status.get("state") or {}).get("waiting")
+        if state is None:
+            continue
+        began = _waits_since(pod, status)
+        overdue.append(began is not None and (now - began).total_seconds() > settings.start_failure_seconds)
+        reason, said = str(state.get("reason")), str(state.get("message", ""))
+        found = _container(pod, status, reason, said, is_overdue=overdue[-1])
         if found is not None:
             return found
-    if any("waiting" in (s.get("state") or {}) for s in (pod.get("status") or {}).get("containerStatuses") or []):
-        return _from_events(pod, events, is_overdue=overdue)
-    return None
+    return _from_events(pod, events, is_overdue=all(overdue)) if overdue else None
+
+
+def stuck(pod: Object, now: datetime) -> Waiting | None:
+    """A deleted pod that does not go, most often because its node does not answer; None: it is not such a pod."""
+    # The time at which its grace ends, not the one at which it was deleted.
+    due = time_of(pod["metadata"].get("deletionTimestamp"))
+    if due is None or has_ended(pod) or (now - due).total_seconds() <= _STUCK_SECONDS:
+        return None
+    name, namespace = name_of(pod), pod["metadata"].get("namespace")
+    node = (pod.get("spec") or {}).get("nodeName")
+    fix = f"if the node is off for good: kubectl -n {namespace} delete pod {name} --force --grace-period=0"
+    return Waiting(
+        "PodStuck",
+        f"pod {name} on node {node} should have ended by {due:%Y-%m-%d %H:%M:%SZ} and has not; see whether the node "
+        f"works (kubectl get node {node}); {fix}",
+    )
 
 
 def starts_slowly(pod: Object, now: datetime) -> bool:
@@ -106,6 +126,13 @@ def starts_slowly(pod: Object, now: datetime) -> bool:
     status = pod.get("status") or {}
     began = time_of(status.get("startTime"))
     return status.get("phase") == "Pending" and began is not None and (now - began).total_seconds() > 5
+
+
+def _waits_since(pod: Object, status: Object) -> datetime | None:
+    """Since when a waiting container has: since it ended, or since its pod came to a node."""
+    ended = (status.get("lastState") or {}).get("terminated") or {}
+    moments = map(time_of, ((pod.get("status") or {}).get("startTime"), ended.get("finishedAt")))
+    return max((moment for moment in moments if moment is not None), default=None)
 
 
 def _not_scheduled(scheduled: Object, now: datetime, settings: OperatorSettings) -> Waiting:

@@ -28,7 +28,6 @@ class Pod:
     """One kind of pod of a run."""
 
     component: str
-    resources: Object
     patch: Object | None
     """The user's patch of the pod template."""
     with_model: bool
@@ -41,6 +40,12 @@ class Pod:
 def holds_accelerator(resources: Object) -> bool:
     """Whether a container with these resources has an extended resource, such as nvidia.com/gpu."""
     return any("/" in name and str(amount) not in ("0", "") for name, amount in (resources.get("limits") or {}).items())
+
+
+def accelerators(resources: Object) -> int:
+    """How many extended resources, such as nvidia.com/gpu, a container with these resources has."""
+    amounts = [str(amount) for name, amount in (resources.get("limits") or {}).items() if "/" in name]
+    return sum(int(amount) for amount in amounts if amount.isdecimal())
 
 
 def pod_template(
@@ -84,7 +89,19 @@ def pod_template(
     template = merge(ours, _overridable(containers), settings.defaults.pod_template, pod.patch)
     for container in template["spec"]["containers"]:
         container["resources"] = _as_texts(container.get("resources") or {})
+        _show_accelerators(container)
     return template
+
+
+def _show_accelerators(container: Object) -> None:
+    """What follows from whether a container has an accelerator, which a patch may have given it."""
+    has_one = holds_accelerator(container["resources"])
+    # The hook that makes a GPU visible writes into the container's root file system.
+    container["securityContext"]["readOnlyRootFilesystem"] = not has_one
+    variable = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}
+    # Images made for GPUs ask for all of a node's; a container that was given none is to see none.
+    if not has_one and variable["name"] not in {known["name"] for known in container["env"]}:
+        container["env"].append(variable)
 
 
 def _as_texts(resources: Object) -> Object:
@@ -138,7 +155,6 @@ def configmaps(run: OptimizationRun) -> tuple[str, ...]:
 
 def _common(container: Object, run: OptimizationRun, pod: Pod) -> Object:
     """A container with what all of them have."""
-    gpu = holds_accelerator(pod.resources)
     environment = [
         {"name": "HOME", "value": "/tmp"},  # noqa: S108 - a volume of the pod's own
         {"name": ENV_CACHE, "value": CACHE_MOUNT},
@@ -168,8 +184,6 @@ def _common(container: Object, run: OptimizationRun, pod: Pod) -> Object:
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
-            # The hook that makes a GPU visible writes into the container's root file system.
-            "readOnlyRootFilesystem": not gpu,
         },
     }
 

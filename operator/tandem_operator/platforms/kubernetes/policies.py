@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from tandem_api.v1alpha1 import OptimizationRun
@@ -14,6 +15,15 @@ Object = dict[str, Any]
 
 #: DNS as pods see it: behind the Service's port 53 some clusters (OpenShift) listen on 5353.
 DNS_PORTS = (53, 5353)
+#: Everywhere but where clouds tell a node its keys (169.254.169.254 and its like), so that no run gets at them. Some
+#: network plugins do not count pods among addresses: they are named beside them.
+_NOT_METADATA: Final[tuple[Object, ...]] = (
+    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
+    {"ipBlock": {"cidr": "::/0", "except": ["fe80::/10", "fd00:ec2::254/128"]}},
+    {"namespaceSelector": {}},
+)
+#: SERVICE, SERVICE.NAMESPACE and SERVICE.NAMESPACE.svc, the last with or without the cluster's domain.
+_SERVICE: Final = re.compile(r"[a-z][a-z0-9-]*(\.(?P<namespace>[a-z0-9-]+)(\.svc(\..*)?)?)?")
 
 
 def network_policies(
@@ -27,40 +37,33 @@ def network_policies(
     }
     workers = {"podSelector": {"matchLabels": names.selector(metadata.name, metadata.uid, names.WORKER)}}
     servers = {"podSelector": {"matchLabels": names.selector(metadata.name, metadata.uid, names.SERVING)}}
-    egress = [
-        {"ports": [{"port": port, "protocol": kind} for port in DNS_PORTS for kind in ("UDP", "TCP")]},
-        {"to": [servers], "ports": _tcp(names.VLLM_PORT)},
-        {"ports": _tcp(*sorted({*settings.network_policy.worker_egress_ports, *_storage_ports(run)}))},
-    ]
+    outside = _outside(run, settings)
     return [
         _policy(
             run,
             owner,
             names.serving_name(metadata.name),
             names.SERVING,
-            {
-                "policyTypes": ["Ingress"],
-                "ingress": [
-                    {"from": [workers, operator], "ports": _tcp(names.VLLM_PORT)},
-                    {"from": [operator], "ports": _tcp(names.ADAPTERS_PORT)},
-                ],
-            },
+            ingress=[
+                {"from": [workers, operator], "ports": _tcp(names.VLLM_PORT)},
+                {"from": [operator], "ports": _tcp(names.ADAPTERS_PORT)},
+            ],
+            egress=outside,
         ),
         _policy(
             run,
             owner,
             names.workers_name(metadata.name),
             names.WORKER,
-            {
-                "policyTypes": ["Ingress", "Egress"],
-                "ingress": [{"from": [operator], "ports": _tcp(names.PROGRESS_PORT)}],
-                "egress": egress,
-            },
+            ingress=[{"from": [operator], "ports": _tcp(names.PROGRESS_PORT)}],
+            egress=[*outside, {"to": [servers], "ports": _tcp(names.VLLM_PORT)}],
         ),
     ]
 
 
-def _policy(run: OptimizationRun, owner: Object, name: str, component: str, spec: Object) -> Object:
+def _policy(
+    run: OptimizationRun, owner: Object, name: str, component: str, *, ingress: list[Object], egress: list[Object]
+) -> Object:
     metadata = run.metadata
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -73,7 +76,9 @@ def _policy(run: OptimizationRun, owner: Object, name: str, component: str, spec
         },
         "spec": {
             "podSelector": {"matchLabels": names.selector(metadata.name, metadata.uid, component)},
-            **spec,
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": ingress,
+            "egress": egress,
         },
     }
 
@@ -82,9 +87,28 @@ def _tcp(*ports: int) -> list[Object]:
     return [{"port": port, "protocol": "TCP"} for port in ports]
 
 
-def _storage_ports(run: OptimizationRun) -> set[int]:
+def _outside(run: OptimizationRun, settings: OperatorSettings) -> list[Object]:
+    """What both may reach beside each other: DNS, the Hub and the like, the object store."""
+    policy = settings.network_policy
     endpoint = run.spec.storage.s3.endpoint if run.spec.storage is not None else None
-    if endpoint is None:
-        return {443}
-    parts = urlsplit(endpoint)
-    return {parts.port or (443 if parts.scheme == "https" else 80)}
+    store = urlsplit(endpoint or "https://")
+    store_port = store.port or (443 if store.scheme == "https" else 80)
+    anywhere: Object = {"ports": _tcp(*sorted({*policy.worker_egress_ports, store_port}))}
+    if not policy.worker_metadata_access:
+        anywhere["to"] = list(_NOT_METADATA)
+    return [
+        {"ports": [{"port": port, "protocol": kind} for port in DNS_PORTS for kind in ("UDP", "TCP")]},
+        anywhere,
+        # A Service's port need not be that of its pods, and it is the pods' that a policy sees.
+        *({"to": [pods]} for pods in _pods_behind(store.hostname or "")),
+    ]
+
+
+def _pods_behind(host: str) -> list[Object]:
+    """The pods among which a Service's are, which are all of its namespace; none if the host is no Service."""
+    service = _SERVICE.fullmatch(host)
+    if service is None or host == "localhost":
+        return []
+    if service["namespace"] is None:
+        return [{"podSelector": {}}]
+    return [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": service["namespace"]}}}]

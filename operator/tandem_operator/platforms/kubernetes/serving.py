@@ -53,7 +53,6 @@ def deployment(run: OptimizationRun, settings: OperatorSettings, wanted: EnsureS
         containers.append(_sidecar(run, settings))
     pod = Pod(
         component=names.SERVING,
-        resources=serving_resources(run, settings),
         patch=serving.pod_template,
         with_model=True,
         grace_seconds=GRACE_SECONDS,
@@ -146,6 +145,8 @@ def _vllm(run: OptimizationRun, settings: OperatorSettings, wanted: EnsureServin
         "image": spec.serving.image or settings.images.trainer,
         "imagePullPolicy": settings.images.pull_policy,
         "command": [*command, "--", *spec.serving.extra_args],
+        # vLLM's own limit for its engine, which would end a long start before ours does.
+        "env": [{"name": "VLLM_ENGINE_READY_TIMEOUT_S", "value": str(spec.serving.startup_timeout_seconds)}],
         "ports": [{"name": "http", "containerPort": names.VLLM_PORT, "protocol": "TCP"}],
         "resources": serving_resources(run, settings),
         "volumeMounts": [

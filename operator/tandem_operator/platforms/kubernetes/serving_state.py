@@ -22,6 +22,9 @@ from tandem_operator.platforms.kubernetes.pod_state import (
 from tandem_operator.settings import OperatorSettings
 from tandem_operator.snapshot import ServingObservation
 
+#: Rules of a network take a moment to reach a new pod, and a busy server may answer late.
+_SILENCE_SECONDS = 20
+
 Object = dict[str, Any]
 EventsOf = Callable[[Object], Sequence[Object]]
 
@@ -34,6 +37,10 @@ class Answer:
     """The names that vLLM serves."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Why its sidecar will never load an adapter, by the adapter's name."""
+    reached: bool = False
+    """Whether vLLM has said what it serves, now or a moment ago."""
+    silent_seconds: float = 0.0
+    """If not: for how long this operator has asked in vain."""
 
 
 def pods_to_ask(deployment: Object | None, pods: Iterable[Object]) -> list[Object]:
@@ -91,13 +98,20 @@ def observe_serving(
             return starting(held_up.reason, held_up.message)
         if crashed is not None:
             return starting("Restarting", crashed[0])
-        if pod not in ready and _unready_seconds(pod, now) > startup_seconds:
+        if pod not in ready and _unchanged_seconds(pod, now) > startup_seconds:
             return failed(
                 f"pod {name_of(pod)} was not ready within {startup_seconds} s (spec.serving.startupTimeoutSeconds)"
             )
     refusal = condition(deployment or {}, "ReplicaFailure")
     if refusal is not None and refusal.get("status") == "True" and not current:
         return starting("CannotCreatePod", f"the cluster refuses the server's pod: {refusal.get('message', '')}")
+    silent = {name_of(pod): _silent_seconds(pod, answers, now) for pod in ready}
+    for pod in ready:
+        if silent[name_of(pod)] > startup_seconds:
+            return failed(_unreachable(pod))
+    for pod in ready:
+        if silent[name_of(pod)] > _SILENCE_SECONDS:
+            return starting("ServerUnreachable", _unreachable(pod))
     if len(ready) >= wanted:
         return starting("LoadingAdapter", f"{len(serving)} of {wanted} replicas serve {name!r}")
     return starting("", f"{len(ready)} of {wanted} replicas are ready; the model server is loading")
@@ -139,8 +153,23 @@ def _crash(pod: Object) -> tuple[str, str] | None:
     return None
 
 
-def _unready_seconds(pod: Object, now: datetime) -> float:
-    """For how long a pod that is on a node has not been ready."""
+def _silent_seconds(pod: Object, answers: Mapping[str, Answer], now: datetime) -> float:
+    """For how long a ready pod has not answered: at most since it is ready, and since this operator asks it."""
+    answer = answers.get(name_of(pod), Answer())
+    return 0.0 if answer.reached else min(answer.silent_seconds, _unchanged_seconds(pod, now))
+
+
+def _unreachable(pod: Object) -> str:
+    where = f"{(pod.get('status') or {}).get('podIP')}:{names.VLLM_PORT}"
+    return (
+        f"pod {name_of(pod)} is ready, but the operator gets no answer from http://{where}/v1/models; check the "
+        "NetworkPolicies of both namespaces (the run's lets in the operator's namespace by its label "
+        "kubernetes.io/metadata.name) and whether a service mesh demands mTLS"
+    )
+
+
+def _unchanged_seconds(pod: Object, now: datetime) -> float:
+    """For how long a pod that is on a node has been ready, or not ready, as it is now."""
     ready = condition(pod, "Ready") or {}
     moments = [ready.get("lastTransitionTime"), (pod.get("status") or {}).get("startTime")]
     latest = max((moment for moment in map(time_of, moments) if moment is not None), default=None)

@@ -18,6 +18,7 @@ from tandem_operator.platforms.kubernetes.pod_state import (
     is_going,
     name_of,
     newest,
+    stuck,
     waiting,
     was_disrupted,
 )
@@ -49,9 +50,9 @@ def observe_task(
     pods = list(pods)
     alive = [pod for pod in pods if not has_ended(pod)]
     if job is None or is_going(job):
-        return TaskObservation("running") if alive or job is not None else None
+        return _ending(alive, now) if alive or job is not None else None
     if holds(job, "Failed") and alive:
-        return TaskObservation("running")  # older clusters say so before its pod has ended
+        return _ending(alive, now)  # older clusters say so before its pod has ended
     if is_over(job):
         return _ended(job, newest(pods))
     if (job.get("spec") or {}).get("suspend"):
@@ -59,11 +60,22 @@ def observe_task(
         what = f"the queue {queue!r} has not admitted the Job yet" if queue else "the Job is suspended by somebody else"
         return TaskObservation("running", waiting="WaitingForQuota", waiting_message=what)
     pod = newest(alive)
-    held_up = waiting(pod, events(pod), now, settings) if pod is not None else _no_pod(events(job), is_any=bool(pods))
+    if pod is None:
+        held_up = _no_pod(events(job), is_any=bool(pods))
+    else:
+        held_up = stuck(pod, now) or waiting(pod, events(pod), now, settings)
     if held_up is None:
         return TaskObservation("running", progress=progress)
     if held_up.is_hopeless:
         return TaskObservation("failed", reason=held_up.reason, message=held_up.message, is_permanent=True)
+    return TaskObservation("running", waiting=held_up.reason, waiting_message=held_up.message)
+
+
+def _ending(alive: Iterable[Object], now: datetime) -> TaskObservation:
+    """An attempt that is over but for its pods."""
+    held_up = next(filter(None, (stuck(pod, now) for pod in alive)), None)
+    if held_up is None:
+        return TaskObservation("running")
     return TaskObservation("running", waiting=held_up.reason, waiting_message=held_up.message)
 
 

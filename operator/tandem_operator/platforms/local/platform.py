@@ -127,6 +127,8 @@ class LocalPlatform:
             serving=self._serving.observe(),
             tasks=self._tasks.observe(),
             has_gpu=self._has_gpu,
+            serving_accelerators=int(self._has_gpu),
+            training_accelerators=int(self._has_gpu),
         )
         return self._seen
 

@@ -48,11 +48,12 @@ def test_an_invalid_run_says_so_once_and_runs_when_it_is_corrected(change, words
     assert world.status.phase == "Succeeded"
 
 
-def test_a_run_whose_status_is_nonsense_is_still_told_what_is_wrong():
+def test_a_status_that_another_version_wrote_is_not_overwritten():
     world = World(manifest(strategy="x"))
     world.run["status"] = {"steps": "all"}
     world.look()
-    assert world.succeeded == ("False", "InvalidSpec")
+    assert world.run["status"] == {"steps": "all"}
+    assert ("Warning", "InvalidSpec", 1) in world.events()
 
 
 @pytest.mark.parametrize("change", [{"strategy": "p"}, {"strategy": "p -> x"}, {"seed": 7}, {"storage": None}])
@@ -197,7 +198,7 @@ def test_a_namespace_that_goes_takes_no_new_jobs():
 
     world.cluster.admission = admit
     world.until(is_gone, limit=15)
-    assert "takes no new Jobs" in told(world)
+    assert "the cluster takes no Job for it (403" in told(world)
 
 
 @pytest.mark.parametrize("change", [{"strategy": "p -> x"}, {"seed": -1}, {"storage": None}])

@@ -43,6 +43,12 @@ def test_preemption_is_not_counted():
     assert (stage.state, stage.attempt, stage.failures) == ("Succeeded", 6, 0)
 
 
+def test_a_preempted_attempt_waits_before_it_goes_on():
+    world = finish(World(manifest(strategy="w"), script=failing("train", *[failed(143)] * 3)))
+    stage = world.run.status.steps[1].stages[1]
+    assert (stage.attempt_started - stage.started).total_seconds() >= 2 + 10 + 30
+
+
 @pytest.mark.parametrize(("code", "reason"), [(42, "BadConfiguration"), (43, "StorageRefused")])
 def test_a_permanent_error_is_not_retried(code, reason):
     world = finish(World(manifest(), script=failing("optimize", failed(code, reason, "the key is wrong"))))

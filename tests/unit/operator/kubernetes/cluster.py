@@ -86,7 +86,8 @@ class Cluster:
         if fields is not None:
             path, _, value = fields.partition("=")
             found = [thing for thing in found if _at(thing, path) == value]
-        return list(copied(found))
+        # As the real one: the items of a list do not say of what kind they are.
+        return [{key: item[key] for key in item if key not in ("kind", "apiVersion")} for item in copied(found)]
 
     def create(self, body: Object) -> bool:
         def write() -> bool:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from ipaddress import ip_address, ip_network
 
 import pytest
 from tests.unit.operator.kubernetes.cluster import Object, copied
 from tests.unit.operator.kubernetes.world import GPU, World, manifest, settings
 
+from tandem_api.v1alpha1.run import parse_run
 from tandem_operator.platforms.kubernetes import names
+from tandem_operator.platforms.kubernetes.pods import accelerators
+from tandem_operator.platforms.kubernetes.policies import network_policies
 from tandem_trainer.serving import parse as parse_serving
 
 #: Volumes that the profile `restricted` allows.
@@ -118,7 +122,6 @@ def test_every_pod_is_well_formed_and_holds_nothing_that_it_should_not(which):
         spec = template["spec"]
         assert spec["automountServiceAccountToken"] is False, name
         assert spec["enableServiceLinks"] is False, name
-        on_accelerator = any("/" in key for c in spec["containers"] for key in c["resources"].get("limits", {}))
         volumes = [volume["name"] for volume in spec["volumes"]]
         assert len(volumes) == len(set(volumes)), name
         assert all(NAME.fullmatch(volume) and len(volume) <= 63 for volume in volumes), name
@@ -127,7 +130,10 @@ def test_every_pod_is_well_formed_and_holds_nothing_that_it_should_not(which):
             assert len(places) == len(set(places)), name
             assert {mount["name"] for mount in one["volumeMounts"]} <= set(volumes), name
             assert len({v["name"] for v in one["env"]}) == len(one["env"]), name
-            assert one["securityContext"]["readOnlyRootFilesystem"] is not on_accelerator, name
+            has_accelerator = any("/" in key for key in one["resources"].get("limits", {}))
+            assert one["securityContext"]["readOnlyRootFilesystem"] is not has_accelerator, name
+            hidden = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in one["env"]
+            assert hidden is not has_accelerator, name
         mounted = {mount["name"] for one in spec["containers"] for mount in one["volumeMounts"]}
         assert mounted == set(volumes), name
 
@@ -171,6 +177,26 @@ def test_resources_are_the_run_s_or_the_defaults():
     assert limits["reviews-serving"] == "1Gi"
     assert limits["reviews-2w-train-1"] == "2Gi"
     assert limits["reviews-2w-traces-1"] == "3Gi"
+
+
+def test_an_accelerator_that_a_patch_gives_is_not_hidden():
+    def made(patch: Object) -> Object:
+        world = World(manifest(), settings(defaults={"podTemplate": {"spec": {"containers": [patch]}}}))
+        world.until(lambda world: world.cluster.find("Deployment", "reviews-serving"))
+        return container(world.cluster.find("Deployment", "reviews-serving")["spec"]["template"], "vllm")
+
+    given = made({"name": "vllm", "resources": GPU})
+    assert given["securityContext"]["readOnlyRootFilesystem"] is False
+    assert "NVIDIA_VISIBLE_DEVICES" not in {v["name"] for v in given["env"]}
+    told = made({"name": "vllm", "env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "0"}]})
+    assert [v["value"] for v in told["env"] if v["name"] == "NVIDIA_VISIBLE_DEVICES"] == ["0"]
+
+
+def test_vllm_waits_for_its_engine_as_long_as_the_run_does():
+    template = templates("plain")["reviews-serving"]
+    probe = container(template, "vllm")["startupProbe"]
+    assert variables(template, "vllm")["VLLM_ENGINE_READY_TIMEOUT_S"]["value"] == "1200"
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 1200
 
 
 def test_images_are_the_run_s_or_the_operator_s():
@@ -243,7 +269,7 @@ def test_network_policies_let_in_the_run_s_workers_and_the_operator_only():
     servers, workers = found["reviews-serving"], found["reviews-workers"]
     uid = of(objects("plain"), "NetworkPolicy")[0]["metadata"]["labels"][names.RUN_UID]
     assert servers["podSelector"]["matchLabels"] == names.selector("reviews", uid, names.SERVING)
-    assert servers["policyTypes"] == ["Ingress"]
+    assert servers["policyTypes"] == ["Ingress", "Egress"]
     calls, adapters = servers["ingress"]
     assert [port["port"] for port in calls["ports"]] == [8000]
     assert [port["port"] for port in adapters["ports"]] == [8081]
@@ -254,8 +280,78 @@ def test_network_policies_let_in_the_run_s_workers_and_the_operator_only():
     assert adapters["from"] == [calls["from"][1]]
     assert workers["policyTypes"] == ["Ingress", "Egress"]
     assert workers["ingress"][0]["from"] == [calls["from"][1]]
-    ports = sorted(port["port"] for rule in workers["egress"] for port in rule["ports"])
-    assert ports == [53, 53, 80, 443, 5353, 5353, 8000, 9000]  # names, the model server, the web and the object store
+    assert workers["egress"][:-1] == servers["egress"]
+    assert workers["egress"][-1] == {"to": [{"podSelector": servers["podSelector"]}], "ports": calls["ports"]}
+    dns, outside, store = servers["egress"]
+    assert sorted(port["port"] for port in dns["ports"]) == [53, 53, 5353, 5353]
+    assert [port["port"] for port in outside["ports"]] == [80, 443, 9000]
+    assert store == {"to": [{"podSelector": {}}]}
+
+
+def outside(policy: Object, endpoint: str | None = "http://s3:9000") -> list[Object]:
+    """What the pods of a run may reach but DNS, with these settings of policies and this object store."""
+    storage = {"bucket": "bucket", "credentialsSecret": "s3", **({"endpoint": endpoint} if endpoint else {})}
+    document = manifest(storage={"s3": storage})
+    document["metadata"]["uid"] = "1"
+    servers, _ = network_policies(parse_run(document), settings(networkPolicy=policy), "tandem-system", {})
+    found: list[Object] = servers["spec"]["egress"][1:]
+    return found
+
+
+def test_the_cloud_s_metadata_address_is_out_of_reach():
+    (rule, _) = outside({"workerEgressPorts": [3128]})
+    assert [port["port"] for port in rule["ports"]] == [3128, 9000]
+    blocks = [peer["ipBlock"] for peer in rule["to"] if "ipBlock" in peer]
+
+    def reached(address: str) -> bool:
+        where = ip_address(address)
+        return any(
+            where in ip_network(block["cidr"]) and not any(where in ip_network(part) for part in block["except"])
+            for block in blocks
+        )
+
+    for address in ("169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "fe80::a9fe:a9fe"):
+        assert not reached(address), address
+    for address in ("10.0.0.1", "192.0.2.7", "fd00::1", "2001:db8::1"):
+        assert reached(address), address
+    assert {"namespaceSelector": {}} in rule["to"]  # pods, which are no addresses to some network plugins
+    for block in blocks:  # or the API server refuses the policy
+        assert all(ip_network(part).subnet_of(ip_network(block["cidr"])) for part in block["except"])
+
+
+def test_the_metadata_address_may_be_let_in_for_pods_that_get_their_identity_there():
+    (rule, _) = outside({"workerMetadataAccess": True})
+    assert rule == {"ports": [{"port": port, "protocol": "TCP"} for port in (80, 443, 9000)]}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port", "namespace"),
+    [
+        (None, 443, None),
+        ("http://s3:8333", 8333, ""),
+        ("http://minio.storage:9000", 9000, "storage"),
+        ("http://minio.storage.svc:9000", 9000, "storage"),
+        ("http://minio.storage.svc.cluster.local", 80, "storage"),
+        ("https://minio.storage.svc.cluster.local.", 443, "storage"),
+        ("https://s3.eu-central-1.amazonaws.com", 443, None),
+        ("https://minio.example.com:9000", 9000, None),
+        ("http://192.0.2.7:9000", 9000, None),
+        ("http://[fd00::7]:9000", 9000, None),
+        ("http://localhost:9000", 9000, None),
+    ],
+)
+def test_an_object_store_in_the_cluster_is_reached_at_its_pods_ports(
+    endpoint: str | None, port: int, namespace: str | None
+):
+    rule, *store = outside({"workerEgressPorts": []}, endpoint)
+    assert [item["port"] for item in rule["ports"]] == [port]
+    if namespace is None:
+        assert store == []
+    elif namespace == "":
+        assert store == [{"to": [{"podSelector": {}}]}]
+    else:
+        labels = {"kubernetes.io/metadata.name": namespace}
+        assert store == [{"to": [{"namespaceSelector": {"matchLabels": labels}}]}]
 
 
 def test_network_policies_may_be_switched_off():
@@ -287,3 +383,11 @@ def test_a_claim_is_mounted_read_only_where_the_model_is_read():
         mount = next(m for m in container(found[name], one)["volumeMounts"] if m["name"] == "model")
         assert (mount["mountPath"], mount["readOnly"]) == ("/tandem/models/models", True)
     assert not any(v["name"] == "model" for v in found["reviews-1p-optimize-1"]["spec"]["volumes"])
+
+
+@pytest.mark.parametrize(
+    ("limits", "count"),
+    [({"nvidia.com/gpu": 4, "memory": "8Gi"}, 4), ({"nvidia.com/mig-1g.5gb": "2", "amd.com/gpu": "1"}, 3), ({}, 0)],
+)
+def test_the_accelerators_of_a_pod_are_counted(limits, count):
+    assert accelerators({"limits": limits}) == count

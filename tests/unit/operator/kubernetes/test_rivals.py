@@ -129,8 +129,12 @@ def test_what_others_made_under_our_names_is_told_and_never_deleted(way):
     kind, name, body = WAYS[way]
     theirs = world.cluster.add({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, **copied(body)})
     world.turns(12)
-    assert world.succeeded == ("False", "InvalidSpec")
-    assert f"{kind} {name!r}" in world.condition("Accepted").message
+    # The spec is asked for before anything is decided; all else when its turn comes.
+    told = world.condition("Accepted") if way == "spec" else world.condition("Progressing")
+    assert told.reason == ("InvalidSpec" if way == "spec" else "NameTaken")
+    assert f"{kind} {name!r}" in told.message
+    # It is asked for again, and nothing else is written.
+    assert {*world.quiet_writes()} <= {f"create {kind} {name}"}
     world.cluster.remove(world.run)
     world.turns(4)
     assert world.cluster.find(kind, name) is theirs

@@ -167,3 +167,52 @@ def test_a_server_that_dies_under_a_worker_is_started_anew_beside_it():
     world.finish()
     assert world.created("Job").count("reviews-1p-optimize-1") == 1
     assert world.stage(1, "optimize").attempt == 1
+
+
+def unreachable(world: World) -> World:
+    """The operator's questions do not get through."""
+    world.controllers.fetch = lambda host, port, path: None
+    world.passes = world.operator()
+    return world
+
+
+def test_servers_that_the_operator_cannot_reach_are_told_about_and_given_up():
+    world = unreachable(World(manifest(strategy="p", serving={"startupTimeoutSeconds": 120}, attempts=2)))
+    world.until(lambda w: w.condition("ServingReady").reason == "ServerUnreachable" if w.status.conditions else False)
+    message = world.condition("ServingReady").message
+    pod = world.pods(SERVING)[0]
+    for word in (pod["metadata"]["name"], f"{pod['status']['podIP']}:8000", "NetworkPolic", "mTLS"):
+        assert word in message
+    assert "kubernetes.io/metadata.name" in message
+    assert world.quiet_writes(passes=10) == []
+    assert world.events().count(("Warning", "ServerUnreachable", 1)) == 1
+    world.finish(seconds=5)
+    assert world.succeeded == ("False", "ServingFailed")
+    assert world.status.serving.restarts == 1
+    assert "NetworkPolic" in world.condition("Succeeded").message
+
+
+def test_a_new_operator_that_gets_no_answer_does_not_give_an_old_server_up_at_once():
+    world = World(manifest(strategy="p", serving={"startupTimeoutSeconds": 120}))
+    world.controllers.script = lambda request: None if request.stage == "optimize" else ordinary(request)
+    world.until(lambda w: w.works("optimize"))
+    world.turns(5, seconds=60)  # it has been ready for longer than a start may take
+    usual = world.controllers.fetch
+    unreachable(world).turns(10, seconds=5)
+    assert world.status.serving.restarts == 0
+    world.controllers.fetch, world.controllers.script = usual, ordinary
+    world.passes = world.operator()
+    assert world.finish().succeeded == ("True", "Completed")
+    assert world.status.serving.restarts == 0
+
+
+def test_one_missing_answer_does_not_make_a_server_unready():
+    world = World(manifest(strategy="p"))
+    world.controllers.script = lambda request: None if request.stage == "optimize" else ordinary(request)
+    usual, lost = world.controllers.fetch, []
+    world.controllers.fetch = lambda *question: None if lost else usual(*question)
+    world.passes = world.operator()
+    world.until(lambda w: w.works("optimize"))
+    lost.append(True)
+    world.turns(2)
+    assert world.condition("ServingReady").status == "True"
