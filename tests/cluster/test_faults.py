@@ -13,6 +13,11 @@ def event(namespace: Namespace, run: str, reason: str) -> dict[str, Any] | None:
     return next((event for event in namespace.events(run) if event["reason"] == reason), None)
 
 
+def told(namespace: Namespace, run: str, reason: str) -> dict[str, Any]:
+    """That event, which comes a moment after the status that it is about."""
+    return until(15, f"the event {reason}", lambda: event(namespace, run, reason))
+
+
 def ends(namespace: Namespace, run: str, seconds: float = 90) -> dict[str, Any]:
     """The run's Succeeded condition once it is no longer Unknown."""
 
@@ -30,25 +35,24 @@ def released(namespace: Namespace, run: str) -> None:
         pods = namespace.pods(run, "serving") + namespace.pods(run, "worker")
         return all(pod["status"]["phase"] in ("Succeeded", "Failed") for pod in pods)
 
-    until(60, f"{run} to hold nothing", look)
+    until(120, f"{run} to hold nothing", look)
 
 
 def test_a_wrong_image_ends_the_run_with_the_image_in_its_message(namespace: Namespace) -> None:
     run = reviews(namespace.name, "wrong-image")
     run["spec"]["program"]["image"] = "docker.io/local/no-such-image:1"
     namespace.cluster.apply(run)
-    told = until(
+    until(
         60,
         "the condition",
         lambda: namespace.condition("wrong-image", "Progressing").get("reason") == "ImagePullBackOff",
     )
-    assert told
     end = ends(namespace, "wrong-image")
     assert (end["status"], end["reason"]) == ("False", "ImagePullBackOff")
     assert "docker.io/local/no-such-image:1" in end["message"] and "pull secrets" in end["message"]
-    warning = event(namespace, "wrong-image", "ImagePullBackOff")
-    assert warning is not None and warning["type"] == "Warning" and warning["count"] == 1
-    assert event(namespace, "wrong-image", "RunFailed") is not None
+    warning = told(namespace, "wrong-image", "ImagePullBackOff")
+    assert warning["type"] == "Warning" and warning["count"] == 1
+    told(namespace, "wrong-image", "RunFailed")
     released(namespace, "wrong-image")
 
 
@@ -74,7 +78,7 @@ def test_an_unschedulable_pod_is_told_of_and_goes_on_waiting(namespace: Namespac
     until(60, "the condition", lambda: namespace.condition("too-big", "Progressing").get("reason") == "Unschedulable")
     said = namespace.condition("too-big", "Progressing")["message"]
     assert "no node takes the pod since" in said and "nodeSelector" in said
-    warning = until(10, "the event", lambda: event(namespace, "too-big", "Unschedulable"))
+    warning = told(namespace, "too-big", "Unschedulable")
     assert warning["type"] == "Warning"
     # A node that fits comes: the run goes on.
     namespace.cluster.kubectl("label", "node", "--all", "size=enormous")
@@ -85,6 +89,16 @@ def test_an_unschedulable_pod_is_told_of_and_goes_on_waiting(namespace: Namespac
         namespace.kubectl("delete", "optrun", "too-big", "--wait=true", "--timeout=60s")
 
 
+def test_resources_that_the_api_server_refuses_end_the_run_with_its_words(namespace: Namespace) -> None:
+    run = reviews(namespace.name, "refused-job")
+    run["spec"]["workers"] = {"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}
+    namespace.cluster.apply(run)
+    end = ends(namespace, "refused-job", 60)
+    assert (end["status"], end["reason"]) == ("False", "JobRefused")
+    assert "must be less than or equal to cpu limit" in end["message"]
+    told(namespace, "refused-job", "RunFailed")
+
+
 def test_a_quota_that_refuses_the_pods_is_told_of(namespace: Namespace) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "full", "namespace": namespace.name}}
     namespace.cluster.apply({**quota, "spec": {"hard": {"pods": "1"}}})
@@ -93,7 +107,7 @@ def test_a_quota_that_refuses_the_pods_is_told_of(namespace: Namespace) -> None:
         reason = "CannotCreatePod"
         until(60, "the condition", lambda: namespace.condition("over-quota", "Progressing").get("reason") == reason)
         assert "exceeded quota: full" in namespace.condition("over-quota", "Progressing")["message"]
-        assert event(namespace, "over-quota", reason) is not None
+        told(namespace, "over-quota", reason)
     finally:
         namespace.kubectl("delete", "quota", "full")
         namespace.kubectl("delete", "optrun", "over-quota", "--wait=true", "--timeout=60s")
@@ -104,7 +118,7 @@ def test_a_bad_manifest_is_explained_and_a_corrected_one_is_carried_out(namespac
     end = ends(namespace, "bad", 30)
     assert (end["status"], end["reason"]) == ("False", "InvalidSpec")
     assert end["message"].startswith("spec.strategy:")
-    assert event(namespace, "bad", "InvalidSpec") is not None
+    told(namespace, "bad", "InvalidSpec")
     namespace.cluster.apply(reviews(namespace.name, "bad", strategy="p"))
     until(90, "the check to pass", lambda: namespace.condition("bad", "Accepted").get("status") == "True")
     # Too late for another strategy now: it is told, and changes nothing.
@@ -173,5 +187,5 @@ def test_a_run_whose_store_is_gone_can_be_deleted(namespace: Namespace) -> None:
     namespace.cluster.apply(run)
     until(60, "a worker", lambda: namespace.pods("orphan", "worker"))
     namespace.kubectl("delete", "optrun", "orphan", "--wait=true", "--timeout=400s")
-    told = event(namespace, "orphan", "StorageNotRemoved")
-    assert told is not None and f"s3://tandem/{namespace.name}/orphan/" in told["message"]
+    left = told(namespace, "orphan", "StorageNotRemoved")
+    assert f"s3://tandem/{namespace.name}/orphan/" in left["message"]
