@@ -22,6 +22,7 @@ from tandem_operator.platforms.kubernetes.task_state import is_over
 Object = dict[str, Any]
 
 logger = logging.getLogger(__name__)
+#: When something is on its way that no watch tells of at once: a server that becomes ready, a pod that goes.
 SOON_SECONDS = 2.0
 #: After this the resource goes, whatever stands in the way: a dead node, a queue, an object store that is gone.
 LIMIT_SECONDS = jobs.TRAINING_GRACE_SECONDS + jobs.CLEANUP_SECONDS + 60

@@ -11,7 +11,7 @@ from tandem_api import conditions
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_api.v1alpha1.run import KIND, Problem
 from tandem_operator.actions import EmitEvent
-from tandem_operator.app.deletion import finish_deletion
+from tandem_operator.app.deletion import SOON_SECONDS, finish_deletion
 from tandem_operator.app.queue import Outcome
 from tandem_operator.platforms.kubernetes import names
 from tandem_operator.platforms.kubernetes.events import post
@@ -28,8 +28,6 @@ from tandem_operator.snapshot import Blocked
 Object = dict[str, Any]
 
 logger = logging.getLogger(__name__)
-#: When something is on its way that no watch tells of at once: a server that becomes ready, a pod that goes.
-SOON_SECONDS = 2.0
 #: When to try again to make what the API server refuses.
 REFUSED_SECONDS = 15.0
 

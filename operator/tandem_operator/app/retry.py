@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from kubernetes.client import ApiException
+
+from tandem_operator.platforms.kubernetes.client import what_it_says
 
 FIRST_SECONDS, LONGEST_SECONDS = 1.0, 300.0
 #: Conflicts in a row of one run that are ordinary: somebody else wrote first. More of them are an error.
@@ -48,19 +49,12 @@ def describe(error: BaseException) -> str:
     if not isinstance(error, ApiException):
         text = f"{type(error).__name__}: {error}"
     else:
-        text = f"the API server answered {error.status} {error.reason}: {_said(error)}"
+        text = f"the API server answered {error.status} {error.reason}: {what_it_says(error) or 'no explanation'}"
     return " ".join(text.split())[:_MAX_TEXT]
 
 
 def _status(error: BaseException) -> int | None:
     return int(error.status or 0) if isinstance(error, ApiException) else None
-
-
-def _said(error: ApiException) -> str:
-    try:
-        return str(json.loads(error.body or "")["message"])
-    except (ValueError, TypeError, KeyError):
-        return "no explanation"
 
 
 def _retry_after(error: Exception) -> float | None:

@@ -6,6 +6,7 @@ Reads are never served from a cache: what a pass decides on is what etcd holds. 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -182,6 +183,14 @@ def api_client() -> kubernetes.client.ApiClient:
     configuration.retries = False
     configuration.connection_pool_maxsize = 32
     return kubernetes.client.ApiClient(configuration)
+
+
+def what_it_says(error: ApiException) -> str:
+    """The API server's own words: no headers, no body; empty when there are none."""
+    try:
+        return str(json.loads(error.body or "")["message"])
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 def _without_empty_texts(value: Any) -> Any:

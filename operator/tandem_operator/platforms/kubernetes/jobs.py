@@ -28,7 +28,7 @@ def request_configmap(run: OptimizationRun, name: str, request: StageRequest, ow
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(run, name, names.WORKER, owner, task=name, stage=request.stage),
+        "metadata": names.child(run, name, names.WORKER, owner, task=name, stage=request.stage),
         "data": {"request.json": request.model_dump_json(by_alias=True, exclude_none=True)},
     }
 
@@ -77,7 +77,7 @@ def worker_job(
     }
     template = pod_template(run, settings, pod, [container], volumes)
     template["spec"]["restartPolicy"] = "Never"
-    metadata = _metadata(run, name, names.WORKER, owner, task=name, stage=request.stage)
+    metadata = names.child(run, name, names.WORKER, owner, task=name, stage=request.stage)
     if spec.queue is not None:
         metadata["labels"][names.QUEUE] = spec.queue
     job_spec: Object = {
@@ -121,20 +121,11 @@ def cleanup_job(run: OptimizationRun, settings: OperatorSettings) -> Object:
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _metadata(run, names.cleanup_name(metadata.name), names.CLEANUP, None),
+        "metadata": names.child(run, names.cleanup_name(metadata.name), names.CLEANUP, None),
         "spec": {
             "backoffLimit": 2,
             "activeDeadlineSeconds": CLEANUP_SECONDS,
             "ttlSecondsAfterFinished": settings.job_ttl_seconds,
             "template": template,
         },
-    }
-
-
-def _metadata(run: OptimizationRun, name: str, component: str, owner: Object | None, **more: str) -> Object:
-    return {
-        "name": name,
-        "namespace": run.metadata.namespace,
-        "labels": names.labels(run.metadata.name, run.metadata.uid, component, **more),
-        **({"ownerReferences": [owner]} if owner is not None else {}),
     }

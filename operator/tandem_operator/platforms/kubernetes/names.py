@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tandem_api.v1alpha1.run import GROUP
+from typing import Any
+
+from tandem_api.v1alpha1.run import GROUP, OptimizationRun
 
 FIELD_MANAGER = "tandem-operator"
 #: Held by runs whose objects in S3 are to be removed with them.
@@ -43,6 +45,16 @@ def labels(run: str, uid: str, component: str, **more: str) -> dict[str, str]:
         RUN: run,
         RUN_UID: uid,
         **extra,
+    }
+
+
+def child(run: OptimizationRun, name: str, component: str, owner: dict[str, Any] | None, **more: str) -> dict[str, Any]:
+    """The metadata of an object that is made for a run; `owner`: what it is removed with; `more` as for `labels`."""
+    return {
+        "name": name,
+        "namespace": run.metadata.namespace,
+        "labels": labels(run.metadata.name, run.metadata.uid, component, **more),
+        **({"ownerReferences": [owner]} if owner is not None else {}),
     }
 
 

@@ -24,7 +24,7 @@ from tandem_operator.decide.names import task_name
 from tandem_operator.decide.plan import current_stage, current_step
 from tandem_operator.platforms.kubernetes import jobs, names, policies, serving
 from tandem_operator.platforms.kubernetes.asking import Asking
-from tandem_operator.platforms.kubernetes.client import Client
+from tandem_operator.platforms.kubernetes.client import Client, what_it_says
 from tandem_operator.platforms.kubernetes.events import post
 from tandem_operator.platforms.kubernetes.manifest import cluster_problems
 from tandem_operator.platforms.kubernetes.pod_state import has_ended, is_going, name_of, newest, starts_slowly
@@ -169,7 +169,7 @@ class KubernetesPlatform:
                 with _refusals("ServerRefused", "the model server"):
                     self._serve(run, action)
             case StopServing():
-                self._stop_serving(run)
+                self._stop_serving()
             case StartTask():
                 with _refusals("JobRefused", f"the Job {action.name}"):
                     self._start(run, action)
@@ -228,22 +228,17 @@ class KubernetesPlatform:
             raise InvalidRunError([_OTHER_VERSION, *error.problems]) from error
 
     def _accept(self, run: OptimizationRun) -> None:
-        metadata = {
-            "name": names.spec_name(self.name),
-            "namespace": self.namespace,
-            "labels": names.labels(self.name, run.metadata.uid, "run"),
-            "ownerReferences": [self.owner()],
-        }
+        name = names.spec_name(self.name)
         body = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": metadata,
+            "metadata": names.child(run, name, "run", self.owner()),
             "immutable": True,
             "data": {"spec.json": canonical_json(run.spec.to_json())},
         }
         if not self.around.client.create(body):
             try:
-                self._clear("ConfigMap", names.spec_name(self.name))
+                self._clear("ConfigMap", self.around.client.get("ConfigMap", self.namespace, name))
             except RefusedError as error:
                 raise InvalidRunError([Problem("metadata.name", error.blocked.message)]) from error
 
@@ -253,14 +248,14 @@ class KubernetesPlatform:
             return None
         return thing
 
-    def _clear(self, kind: str, name: str) -> None:
-        """Make way under this name, if what is there is not this run's.
+    def _clear(self, kind: str, known: Object | None) -> None:
+        """Make way where `known` is, if it is not this run's.
 
         Raises TryAgainError when it is an earlier run's, which goes, and RefusedError when it is anybody else's.
         """
-        known = self.around.client.get(kind, self.namespace, name)
         if known is None or self._ours(known) is not None:
             return
+        name = name_of(known)
         if (known["metadata"].get("labels") or {}).get(names.MANAGED_BY) != names.FIELD_MANAGER:
             fix = "delete it, or create the run under another name"
             said = f"the run needs a {kind} {name!r}, but there is one that is not Tandem's; {fix}"
@@ -317,10 +312,11 @@ class KubernetesPlatform:
         self._guard(run)
         for service in serving.services(run, owner):
             self._apply(service)
-        if serving.hot_loads(run, settings):
+        hot_loads = serving.hot_loads(run, settings)
+        if hot_loads:
             self._apply(serving.adapters_configmap(run, wanted, owner))
         self._apply(serving.deployment(run, settings, wanted, owner))
-        if serving.hot_loads(run, settings):
+        if hot_loads:
             self._hurry(run, wanted)
 
     def _hurry(self, run: OptimizationRun, wanted: EnsureServing) -> None:
@@ -332,9 +328,9 @@ class KubernetesPlatform:
                 note = {"metadata": {"annotations": {names.DESIRED: version}}}
                 self.around.client.patch("Pod", self.namespace, name_of(pod), note)
 
-    def _stop_serving(self, run: OptimizationRun) -> None:
+    def _stop_serving(self) -> None:
         if self._deployment is not None and self._deployment["spec"].get("replicas", 1) != 0:
-            self.around.client.patch("Deployment", self.namespace, names.serving_name(self.name), serving.stopped(run))
+            self.around.client.patch("Deployment", self.namespace, names.serving_name(self.name), serving.STOPPED)
 
     def _stop_task(self, name: str) -> None:
         """Delete the Job in the foreground: it stays, and counts as running, until its pod has kept what it has."""
@@ -349,7 +345,7 @@ class KubernetesPlatform:
         self._apply(jobs.request_configmap(run, action.name, action.request, owner))
         job = jobs.worker_job(run, self.around.settings, action.name, action.request, owner, self.around.version)
         if not client.create(job):
-            self._clear("Job", action.name)
+            self._clear("Job", client.get("Job", self.namespace, action.name))
 
     def _guard(self, run: OptimizationRun) -> None:
         """Network policies come before the pods that they are about."""
@@ -368,8 +364,7 @@ class KubernetesPlatform:
         known = self.around.client.get(body["kind"], self.namespace, metadata["name"])
         if known is not None and _is_applied(known, body):
             return
-        if known is not None:
-            self._clear(body["kind"], metadata["name"])
+        self._clear(body["kind"], known)
         self.around.client.apply(body)
 
     def _running_task(self, status: Status) -> str | None:
@@ -387,19 +382,12 @@ def _refusals(reason: str, what: str) -> Iterator[None]:
     try:
         yield
     except ApiException as error:
-        said = _said(error)
+        said = what_it_says(error) or f"{error.status} {error.reason}"
         # Server-side apply reports a template with unknown fields or wrong types as an error of the server's own.
         is_wrong = error.status in (400, 422) or (error.status == 500 and "typed patch" in said)
         if not is_wrong and error.status != 403:
             raise
         raise RefusedError(Blocked(reason, f"the cluster refuses {what}: {said}", is_permanent=is_wrong)) from error
-
-
-def _said(error: ApiException) -> str:
-    try:
-        return str(json.loads(error.body or "")["message"])
-    except (ValueError, TypeError, KeyError):
-        return f"{error.status} {error.reason}"
 
 
 def _is_applied(known: Object, body: Object) -> bool:

@@ -68,12 +68,7 @@ def _policy(
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": {
-            "name": name,
-            "namespace": metadata.namespace,
-            "labels": names.labels(metadata.name, metadata.uid, component),
-            "ownerReferences": [owner],
-        },
+        "metadata": names.child(run, name, component, owner),
         "spec": {
             "podSelector": {"matchLabels": names.selector(metadata.name, metadata.uid, component)},
             "policyTypes": ["Ingress", "Egress"],

@@ -21,6 +21,8 @@ DESIRED_MOUNT, ADAPTERS_MOUNT = "/tandem/desired", "/tandem/adapters"
 #: On SIGTERM: the time in which the endpoint is taken away everywhere, then that for calls under way, then some more.
 PRE_STOP_SECONDS, DRAIN_SECONDS, GRACE_SECONDS = 5, 20, 30
 _STARTUP_PERIOD: Final = 5
+#: The patch that scales the servers to zero.
+STOPPED: Final[Object] = {"spec": {"replicas": 0}, "metadata": {"annotations": {names.APPLIED: ""}}}
 
 
 def has_accelerator(run: OptimizationRun, settings: OperatorSettings) -> bool:
@@ -65,7 +67,7 @@ def deployment(run: OptimizationRun, settings: OperatorSettings, wanted: EnsureS
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {
-            **_metadata(run, names.serving_name(metadata.name), owner),
+            **names.child(run, names.serving_name(metadata.name), names.SERVING, owner),
             "annotations": {names.SERVED_NAME: wanted.name, names.TEMPLATE: version, **restarts},
         },
         "spec": {
@@ -80,11 +82,6 @@ def deployment(run: OptimizationRun, settings: OperatorSettings, wanted: EnsureS
     }
 
 
-def stopped(run: OptimizationRun) -> Object:
-    """The patch that scales the servers to zero."""
-    return {"spec": {"replicas": 0}, "metadata": {"annotations": {names.APPLIED: ""}}}
-
-
 def services(run: OptimizationRun, owner: Object) -> list[Object]:
     """One address for calls, and one a replica for whoever wants each of them."""
     name, ports = (
@@ -96,7 +93,7 @@ def services(run: OptimizationRun, owner: Object) -> list[Object]:
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": _metadata(run, service, owner),
+            "metadata": names.child(run, service, names.SERVING, owner),
             "spec": {**base, **more},
         }
         for service, more in (
@@ -124,7 +121,7 @@ def adapters_configmap(run: OptimizationRun, wanted: EnsureServing, owner: Objec
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(run, names.adapters_name(run.metadata.name), owner),
+        "metadata": names.child(run, names.adapters_name(run.metadata.name), names.SERVING, owner),
         "data": {DESIRED_KEY: desired_adapters(wanted).text},
     }
 
@@ -200,12 +197,3 @@ def _sidecar(run: OptimizationRun, settings: OperatorSettings) -> Object:
 def _highest_rank(run: OptimizationRun) -> int:
     spec = run.spec
     return max(spec.weights_of(index).rank for index, step in enumerate(spec.steps, start=1) if step.kind == "w")
-
-
-def _metadata(run: OptimizationRun, name: str, owner: Object) -> Object:
-    return {
-        "name": name,
-        "namespace": run.metadata.namespace,
-        "labels": names.labels(run.metadata.name, run.metadata.uid, names.SERVING),
-        "ownerReferences": [owner],
-    }
