@@ -228,7 +228,9 @@ def test_a_500_that_passes_is_got_over(play: Any, tmp_path: Path) -> None:
     play(scenario)
 
 
-def test_a_load_that_ends_vllm_each_time_is_given_up(play: Any, tmp_path: Path) -> None:
+def test_a_load_that_ends_vllm_each_time_is_given_up(
+    play: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario(there: Pod) -> None:
         adapter = put_adapter(there.store, tmp_path)
 
@@ -239,8 +241,9 @@ def test_a_load_that_ends_vllm_each_time_is_given_up(play: Any, tmp_path: Path) 
         there.vllm.refusal = die
         there.want(adapter)
         async with there.sidecar():
-            for _ in range(plan.LOAD_ATTEMPTS):
-                await there.until(lambda found: there.vllm.health == 503)
+            for tries in range(1, plan.LOAD_ATTEMPTS + 1):
+                # Up again only once the sidecar has seen it down: it looks after the load has been answered.
+                await there.until(lambda found, tries=tries: f"try {tries}: " in caplog.text)
                 there.vllm.health = 200
             found = await there.until(lambda found: any(failure.permanent for failure in found.failed))
             assert len(there.vllm.calls) == plan.LOAD_ATTEMPTS
