@@ -17,7 +17,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from tandem_api.v1alpha1 import API_VERSION, KIND, OptimizationRun
-from tandem_api.v1alpha1.crd import render_schema
+from tandem_api.v1alpha1.crd import render_schema, schema_of
+from tandem_api.v1alpha1.prompt_optimizers import TYPES
 from tandem_api.v1alpha1.run import Metadata
 from tandem_api.v1alpha1.spec import MUTABLE_FIELDS, Step
 
@@ -95,6 +96,13 @@ strategy:
 ```
 """
 
+OPTIMIZERS = """
+`type` says which optimizer it is, and so which fields it has; a field of another type is refused.
+
+| type | what it is |
+|---|---|
+"""
+
 STATUS = """
 Written by Tandem. Small and bounded; the bulk lies in S3 ([concepts](concepts.md)). An *artifact* is an object or a
 folder there: its `uri`, the `sha256` of its content, and the `count` of what it holds, where that means something.
@@ -139,14 +147,34 @@ def _sections(path: str, schema: dict[str, Any]) -> Iterator[str]:
         if inside in SHARED or set(inner.get("properties", {})) == ARTIFACT_FIELDS or "properties" not in inner:
             continue
         yield f"### `{inside}`\n"
-        yield from _section(inside, inner)
+        yield from _optimizers(inside) if inside == "spec.promptOptimizer" else _section(inside, inner)
         yield from _sections(inside, inner)
+
+
+def _optimizers(path: str) -> Iterator[str]:
+    """A table for each type of prompt optimizer: the CRD has one object for all of them, without their defaults."""
+    headings = {kind: f"`{path}` of type `{kind}`" for kind in TYPES}
+    models = {kind: schema_of(model) for kind, model in TYPES.items()}
+    rows = (
+        f"| [`{kind}`](#{_anchor(headings[kind])}){'' if index else ' (the default)'} | {_words(TYPES[kind])} |\n"
+        for index, kind in enumerate(models)
+    )
+    yield OPTIMIZERS + "".join(rows)
+    for index, (kind, schema) in enumerate(models.items()):
+        yield f"#### {headings[kind]}\n"
+        needed = {*schema.get("required", ()), *(["type"] if index else [])}
+        properties = dict(sorted(schema["properties"].items(), key=lambda item: item[0] != "type"))
+        yield from _fields_and_rules(path, {**schema, "properties": properties, "required": sorted(needed)})
 
 
 def _section(path: str, schema: dict[str, Any], *, describe: bool = True) -> Iterator[str]:
     """One object: what it is, its fields, its rules."""
     if describe:
-        yield f"{' '.join((inspect.getdoc(_model_at(path)) or '').split())}\n"
+        yield f"{_words(_model_at(path))}\n"
+    yield from _fields_and_rules(path, schema)
+
+
+def _fields_and_rules(path: str, schema: dict[str, Any]) -> Iterator[str]:
     required = set(schema.get("required", ()))
     yield _table([(name, field, name in required) for name, field in schema["properties"].items()], path)
     rules = [rule for rule in schema.get("x-kubernetes-validations", ()) if "immutable" not in rule["message"]]
@@ -155,13 +183,19 @@ def _section(path: str, schema: dict[str, Any], *, describe: bool = True) -> Ite
         yield "\n".join(f"- {rule['message']}" for rule in rules) + "\n"
 
 
+def _words(model: type[BaseModel]) -> str:
+    """What a model says of itself, in one line."""
+    return " ".join((inspect.getdoc(model) or "").split())
+
+
 def _model_at(path: str) -> type[BaseModel]:
     """The model of the object at a path such as `spec.data.train` or `status.steps[]`."""
-    model: type[BaseModel] = OptimizationRun
+    models: list[type[BaseModel]] = [OptimizationRun]
     for part in path.replace("[]", "").split("."):
-        annotation = next(f.annotation for name, f in model.model_fields.items() if part in (name, f.alias))
-        model = next(found for found in _models_in(annotation))
-    return model
+        # Of a union's models, those that have the field agree on it.
+        fields = (item for model in models for item in model.model_fields.items())
+        models = list(_models_in(next(field.annotation for name, field in fields if part in (name, field.alias))))
+    return models[0]
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

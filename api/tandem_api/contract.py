@@ -15,9 +15,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tandem_api.canonical import canonical_json
 from tandem_api.layout import RunLayout, StageLayout
-from tandem_api.v1alpha1.optimizers import PromptOptimizer, WeightOptimizer
+from tandem_api.v1alpha1.base import Sha256
+from tandem_api.v1alpha1.prompt_optimizers import PromptOptimizer
 from tandem_api.v1alpha1.spec import Spec
-from tandem_api.v1alpha1.status import Artifact, FactText, StageName, Status, StepKindName, Usage
+from tandem_api.v1alpha1.status import SELECT_STAGES, Artifact, FactText, StageName, Status, StepKindName, Usage
+from tandem_api.v1alpha1.weight_optimizers import WeightOptimizer
 
 ENV_REQUEST = "TANDEM_REQUEST_FILE"
 ENV_TERMINATION = "TANDEM_TERMINATION_FILE"
@@ -26,6 +28,9 @@ ENV_PROGRESS = "TANDEM_PROGRESS_FILE"
 ENV_CONFIGMAPS = "TANDEM_CONFIGMAPS"
 #: Port on which a worker answers /progress and /metrics; set on a cluster only.
 ENV_PROGRESS_PORT = "TANDEM_PROGRESS_PORT"
+#: The keys of other models' APIs; set where the manifest names a Secret for them.
+ENV_PROPOSER_KEY = "TANDEM_PROPOSER_API_KEY"
+ENV_TEACHER_KEY = "TANDEM_TEACHER_API_KEY"
 #: Where claims with models are mounted, each under its own name.
 MODELS_MOUNT = "/tandem/models"
 #: Folder for models (downloaded, converted, merged); shared by workers and servers of one machine where it can be.
@@ -120,6 +125,10 @@ class StageRequest(Message):
     """train: the adapter to continue; None starts from the base weights."""
     merge: bool = False
     """train: put the merged model into the model cache, too."""
+    epoch: int | None = None
+    """select: the epoch whose adapter is served."""
+    best_stage: StageName | None = None
+    """select, evaluate: the select stage of the best adapter so far, which has scored it on all of validation."""
     split: Literal["validation", "test"] = "validation"
     """evaluate: which examples."""
     tokens_left: int | None = None
@@ -138,6 +147,13 @@ class StageRequest(Message):
     def stage_layout(self) -> StageLayout:
         """Where this stage's objects lie."""
         return self.layout.stage(self.index, self.kind, self.stage)
+
+
+class EpochDigest(Message):
+    """An adapter of `StageLayout.epoch_adapter`, known by its content; short, because a result holds several."""
+
+    epoch: Annotated[int, Field(ge=1, le=2**31)]
+    sha256: Sha256
 
 
 class CandidateScore(Message):
@@ -164,6 +180,9 @@ class StageResult(Message):
     prompt_set: Artifact | None = None
     traces: Artifact | None = None
     adapter: Artifact | None = None
+    """train: the last epoch's; select: the one that is served, if it is the best so far."""
+    epochs: Annotated[tuple[EpochDigest, ...], Field(max_length=len(SELECT_STAGES) - 1)] = ()
+    """train: adapters of earlier epochs, in order, where the step chooses among them."""
     bundle: Artifact | None = None
     usage: SpentUsage = Usage()
     """Of all attempts of the stage."""

@@ -58,12 +58,26 @@ class StageLayout:
         return f"{self.root}ledger/"
 
     @property
+    def calls(self) -> str:
+        """Prefix of the journal of calls of models outside of the program."""
+        return f"{self.root}calls/"
+
+    @property
+    def trials(self) -> str:
+        """The table of a search's trials, rewritten as it grows."""
+        return f"{self.root}trials.jsonl"
+
+    @property
     def traces(self) -> str:
         return f"{self.root}traces/"
 
     @property
     def adapter(self) -> str:
         return f"{self.root}adapter/"
+
+    def epoch_adapter(self, epoch: int) -> str:
+        """The adapter of an epoch before the last one, where a step chooses among them."""
+        return f"{self.root}adapters/{epoch}/"
 
     @property
     def checkpoints(self) -> str:

@@ -47,28 +47,48 @@ class PredictorCall(Record):
     """The raw completion."""
     outputs: dict[str, Any] | None = None
     """The parsed outputs; None when the completion could not be parsed."""
+    own_lm: bool = False
+    """The program gave this predictor a model of its own: the call is no example of what the served model does."""
 
 
 ExampleStatus = Literal["ok", "unparsable", "call_failed", "program_failed", "metric_failed"]
 
 
-class ScoredExample(Record):
-    """One run of a candidate on one example: a line of a stage's ledger."""
+class PaidRecord(Record):
+    """What a stage has paid for, kept under a key that names all that it depends on."""
 
     key: str
-    """Names all that the result depends on: candidate, model, adapter, example, sample, sampling, seed."""
+    usage: Usage = Usage()
+
+
+class WrittenText(PaidRecord):
+    """What a model wrote outside of the program: an instruction, a summary, a reflection."""
+
+    texts: tuple[str, ...]
+    """The completions, as many as were asked for."""
+
+
+class ScoredExample(PaidRecord):
+    """One run of a candidate on one example: a line of a stage's ledger. Its key names the candidate, model, adapter,
+    example, sample, sampling and seed."""
+
     candidate: str
     example: str
     """The example's id."""
+    example_sha256: str = ""
+    """Digest of its content: two splits may have the same ids. Empty in ledgers of before."""
     sample: int = 0
     status: ExampleStatus = "ok"
     score: float = 0.0
     """In [0, 1]; 0 where the status is not ok, and then counted as an error, too."""
     error: str | None = None
+    feedback: str | None = None
+    """What the metric says of the answer beside the score, where it says something; at most 2,000 characters."""
     prediction: dict[str, Any] | None = None
     """The program's answer, for people."""
     seconds: float = 0.0
-    usage: Usage = Usage()
+    own_usage: Usage = Usage()
+    """Of models that the program brings itself, as far as they tell it; `usage` and the budget are without it."""
     calls: tuple[PredictorCall, ...] = ()
     """The trace; kept only where a stage needs it."""
 

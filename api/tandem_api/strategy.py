@@ -1,9 +1,11 @@
 """The strategy grammar: which steps a run takes, in which order.
 
-    strategy := item ( "->" item )*
-    item     := "p" | "w" | "(" strategy ")" [ "{" count "}" ]
+    strategy := "vanilla" | sequence
+    sequence := item ( "->" item )*
+    item     := "p" | "w" | "(" sequence ")" [ "{" count "}" ]
 
-`p` optimizes prompts, `w` optimizes weights; `(p -> w){3}` repeats the group. Source: BetterTogether
+`p` optimizes prompts, `w` optimizes weights; `(p -> w){3}` repeats the group; `vanilla` optimizes nothing and only
+scores the program as it is. Source: BetterTogether
 (arXiv 2407.10930), Algorithm 1 and its table of strategies; the groups are ours.
 """
 
@@ -18,14 +20,18 @@ StepKind = Literal["p", "w"]
 MAX_STEPS = 32
 
 _TOKEN = re.compile(r"\s*(->|[pw](?![A-Za-z0-9_])|[(){}]|\d+)")
-_ALLOWED = "allowed: p, w, '->', and groups such as '(p -> w){3}'"
+_ALLOWED = "allowed: vanilla, or p, w, '->', and groups such as '(p -> w){3}'"
+#: The strategy without steps: the paper's name for the unchanged program.
+VANILLA = "vanilla"
 
 
 def parse_strategy(text: str) -> tuple[StepKind, ...]:
-    """The steps of a strategy such as ``p -> w -> p``, groups unrolled.
+    """The steps of a strategy such as ``p -> w -> p``, groups unrolled; none for ``vanilla``.
 
     Raises ValueError that says where the text is wrong and what is allowed.
     """
+    if text.strip() == VANILLA:
+        return ()
     tokens = _tokenize(text)
     if not tokens:
         raise ValueError(f"the strategy is empty; {_ALLOWED}, for example 'p -> w -> p'")

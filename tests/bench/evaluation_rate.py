@@ -12,67 +12,35 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from tandem_api.contract import Endpoint, StageRequest, StorageRef
-from tandem_api.v1alpha1 import Spec
 from tandem_trainer.context import StageContext
 from tandem_trainer.evaluate.evaluator import Job
-from tandem_trainer.progress import ProgressReporter
 from tandem_trainer.stages.session import open_session
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.memory_store import MemoryStore  # noqa: E402
+from tests.bench.common import scripted_server, stage_context
+from tests.memory_store import MemoryStore
 
 LATENCY_SECONDS = 0.3
 TARGET = 0.95
 DATA = "data.jsonl"
 
 
-@contextmanager
-def scripted_server(folder: Path) -> Iterator[str]:
-    """The URL of a server that answers everything with 42; its process is gone when the block ends."""
-    script = folder / "answers.py"
-    script.write_text('def answer(request):\n    return " 42"\n', encoding="utf-8")
-    command = [sys.executable, str(ROOT / "tests/scripted_lm/server.py"), "--latency", str(LATENCY_SECONDS)]
-    command += ["--script", f"{script}:answer"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield process.stdout.readline().split()[-1]
-        finally:
-            process.terminate()
-
-
-def build_request(url: str, store: MemoryStore, slots: int) -> StageRequest:
-    """An `evaluate` stage whose training and validation sets are both the object DATA."""
-    spec = {
+def build_spec(store: MemoryStore, slots: int) -> dict[str, Any]:
+    """Training and validation set are both the object DATA."""
+    return {
         "program": {"inline": {"signature": "question -> answer", "adapter": "plain"}},
         "metric": {"builtin": "exact-match", "field": "answer"},
         "data": {"train": {"uri": store.uri(DATA)}, "validation": {"uri": store.uri(DATA)}, "inputs": ["question"]},
         "model": {"uri": "file:model"},
         "evaluation": {"concurrency": slots},
     }
-    return StageRequest(
-        namespace="default",
-        name="bench",
-        uid="0",
-        index=0,
-        kind="baseline",
-        stage="evaluate",
-        attempt=1,
-        spec=Spec.model_validate(spec),
-        storage=StorageRef(bucket="bucket"),
-        endpoint=Endpoint(url=url, model="base"),
-    )
 
 
 async def measure(context: StageContext) -> tuple[int, float, float]:
@@ -99,14 +67,14 @@ def main() -> int:
         store = MemoryStore()
         rows = (json.dumps({"question": f"What is {n} plus {n}?", "answer": str(2 * n)}) for n in range(calls))
         store.put(DATA, "\n".join(rows).encode())
-        with tempfile.TemporaryDirectory() as folder, scripted_server(Path(folder)) as url:
-            context = StageContext(
-                request=build_request(url, store, slots),
-                store=store,
-                progress=ProgressReporter(Path(folder, "progress.json")),
-                cache=Path(folder),
-            )
-            calls, wall, cpu = context.run(measure(context))
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            script = folder / "answers.py"
+            script.write_text('def answer(request):\n    return " 42"\n', encoding="utf-8")
+            with scripted_server(script, latency=LATENCY_SECONDS) as url:
+                spec = build_spec(store, slots)
+                context = stage_context(spec, url, folder, store, index=0, kind="baseline", stage="evaluate")
+                calls, wall, cpu = context.run(measure(context))
         allowed = slots / LATENCY_SECONDS
         part = calls / wall / allowed
         worst = min(worst, part)

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-STRATEGIES = ("p -> w -> p", "w", "p", "p -> w")
+STRATEGIES = ("p -> w -> p", "w", "p", "p -> w", "p -> p", "w -> w", "w -> p")
 
 
 def run(manifest: Path, strategy: str, seed: int, out: Path) -> dict[str, Any]:
@@ -44,13 +44,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     options = parser.parse_args()
     scores: dict[str, dict[int, float]] = {"vanilla": {}} | {strategy: {} for strategy in STRATEGIES}
     for seed in options.seeds:
         longest: dict[str, Any] = {}
-        for strategy in STRATEGIES:
-            if strategy == "p -> w" and longest["best"]["step"] <= 2:
+        for strategy in options.strategies:
+            if strategy == "p -> w" and longest and longest["best"]["step"] <= 2:
                 scores[strategy][seed] = float(longest["test"]["score"])
                 continue
             status = run(options.manifest, strategy, seed, options.out)
@@ -62,7 +63,7 @@ def main() -> None:
             print(f"seed {seed}, {strategy}: test {status['test']['score']}", file=sys.stderr, flush=True)
     print("| strategy | test, mean | " + " | ".join(f"seed {seed}" for seed in options.seeds) + " |")
     print("|---|---|" + "---|" * len(options.seeds))
-    for strategy in ("vanilla", "p", "w", "p -> w", "p -> w -> p"):
+    for strategy in ("vanilla", "p", "w", "p -> p", "w -> w", "p -> w", "w -> p", "p -> w -> p"):
         row = [scores[strategy].get(seed) for seed in options.seeds]
         known = [value for value in row if value is not None]
         mean = f"{100 * statistics.mean(known):.1f}" if known else "not measured"

@@ -120,7 +120,7 @@ def _existing_result(store: ObjectStore, key: str) -> StageResult | None:
 
 def _stage(request: StageRequest) -> Stage:
     """The stage's `run`. Imported late: only the stages that train pay for importing torch."""
-    name = "final" if request.kind == "final" else request.stage
+    name = "final" if request.kind == "final" else request.stage.partition("-")[0]  # one module for all select stages
     stage: Stage = importlib.import_module(f"tandem_trainer.stages.{name}").run
     return stage
 

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from tandem_api.errors import ConfigurationError
 from tandem_api.v1alpha1.base import Model
+from tandem_api.v1alpha1.prompt_optimizers import TYPES
 from tandem_api.v1alpha1.spec import MUTABLE_FIELDS, Spec
 from tandem_api.v1alpha1.status import Status
 
@@ -56,6 +57,10 @@ class OptimizationRun(Model):
     metadata: Metadata
     spec: Spec
     status: Status = Status()
+
+
+#: What else pydantic adds to the path of a union's errors.
+_BRANCHES = frozenset({"text", "list", "str", "literal['all-linear']"})
 
 
 @dataclass(frozen=True)
@@ -120,32 +125,51 @@ def parse_run(document: Any) -> OptimizationRun:
 
 
 def _problem(error: Any) -> Problem:
-    location = [part for part in error["loc"] if not _is_union_branch(part)]
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = _unknown_field(location)
-    elif error["type"] == "missing":
+    kind, found, message = error["type"], error.get("input"), error["msg"].removeprefix("Value error, ")
+    # What is unknown or missing is a field, whatever its name.
+    *above, last = error["loc"] or ("",)
+    is_field = kind in ("extra_forbidden", "missing")
+    location = [part for part in above if not _is_union_branch(part)]
+    location += [last] if is_field or not _is_union_branch(last) else []
+    if kind == "extra_forbidden":
+        message = _unknown_field(above, str(last))
+    elif kind == "missing":
         message = "required, but not given"
-    elif error["type"] != "value_error":
-        found = error.get("input")
+    elif kind == "union_tag_invalid":
+        location.append("type")
+        message = f"found {found.get('type')!r}; allowed: {', '.join(map(repr, TYPES))}"
+    elif kind != "value_error":
         shown = repr(found) if not isinstance(found, (dict, list)) else f"a {type(found).__name__}"
         message = f"found {shown[:120]}; {message[0].lower()}{message[1:]}"
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     return Problem(path or "(manifest)", message)
 
 
 def _is_union_branch(part: int | str) -> bool:
-    """pydantic adds the tried type to the path of a union's errors ("tuple[Step, ...]", "str")."""
-    return isinstance(part, str) and (part in ("text", "list", "str", "literal['all-linear']") or "[" in part)
+    """pydantic adds the tried type to the path of a union's errors ("tuple[Step, ...]", "str", "mipro")."""
+    return isinstance(part, str) and (part in {*_BRANCHES, *TYPES} or "[" in part)
 
 
-def _unknown_field(location: list[int | str]) -> str:
+def _unknown_field(above: list[int | str], name: str) -> str:
+    """What to say of `name`, which the object at the path `above` does not have."""
     model: Any = OptimizationRun
-    for part in location[:-1]:
-        model = _field_model(model, part)
+    for part in above:
+        if part in TYPES:
+            model = TYPES[str(part)]
+        elif not isinstance(part, int) and not _is_union_branch(part):
+            model = _field_model(model, part)
         if model is None:
             return "unknown field"
-    return _suggest(str(location[-1]), sorted(f.alias or name for name, f in model.model_fields.items()))
+    allowed = _names(model)
+    owners = [kind for kind, other in TYPES.items() if name in _names(other)]
+    if owners and model in TYPES.values():
+        chosen = next(kind for kind, other in TYPES.items() if other is model)
+        return f"belongs to the type {' and the type '.join(owners)}; {chosen} has {', '.join(allowed)}"
+    return _suggest(name, allowed)
+
+
+def _names(model: Any) -> list[str]:
+    return sorted(field.alias or name for name, field in model.model_fields.items())
 
 
 def _suggest(name: str, allowed: list[str]) -> str:
@@ -154,9 +178,7 @@ def _suggest(name: str, allowed: list[str]) -> str:
     return f"unknown field; {hint}allowed: {', '.join(allowed)}"
 
 
-def _field_model(model: Any, part: int | str) -> Any:
-    if isinstance(part, int):
-        return model
+def _field_model(model: Any, part: str) -> Any:
     for name, field in model.model_fields.items():
         if part in (name, field.alias):
             return _model_in(field.annotation)

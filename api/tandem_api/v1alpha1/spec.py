@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from tandem_api.strategy import MAX_STEPS, parse_strategy
+from tandem_api.strategy import MAX_STEPS, VANILLA, parse_strategy
 from tandem_api.v1alpha1.base import Fraction, Integer, Model, ModelUri, PositiveDecimal, cel, rule
 from tandem_api.v1alpha1.infrastructure import Serving, Storage, Tracking, Training, Workers
-from tandem_api.v1alpha1.optimizers import PromptOptimizer, WeightOptimizer
+from tandem_api.v1alpha1.prompt_optimizers import BootstrapRandomSearch, PromptOptimizer
 from tandem_api.v1alpha1.task import Data, Metric, Program
+from tandem_api.v1alpha1.weight_optimizers import WeightOptimizer
 
 #: Fields of the spec that may change while a run lives: how far it goes, not what it does. All others are immutable.
 MUTABLE_FIELDS = frozenset({"suspend", "budget", "ttlSecondsAfterFinished"})
@@ -114,8 +115,9 @@ class Spec(Model):
         Discriminator(lambda value: "text" if isinstance(value, str) else "list"),
         Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}),
     ] = "p -> w -> p"
-    """The steps: a text such as "p -> w -> p" or "(p -> w){3}", or a list of steps with settings of their own."""
-    prompt_optimizer: PromptOptimizer = PromptOptimizer()
+    """The steps: a text such as "p -> w -> p" or "(p -> w){3}", "vanilla" for none, or a list of steps with settings of
+    their own."""
+    prompt_optimizer: PromptOptimizer = BootstrapRandomSearch()
     """How `p` steps search."""
     weight_optimizer: WeightOptimizer = WeightOptimizer()
     """How `w` steps tune."""
@@ -191,7 +193,7 @@ class Spec(Model):
     @property
     def strategy_text(self) -> str:
         """The steps in one line, groups unrolled: "p -> w -> p"."""
-        return " -> ".join(step.kind for step in self.steps)
+        return " -> ".join(step.kind for step in self.steps) or VANILLA
 
     # `strategy` is missing: it may be a text or a list, and CEL cannot see such a field. `forbidden_changes` can.
     model_config = cel(

@@ -7,13 +7,29 @@ before it acts. Scores are decimal strings, times are UTC.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from tandem_api.v1alpha1.base import Model, Sha256
 
-StageName = Literal["check", "evaluate", "optimize", "traces", "train"]
+StageName = Literal[
+    "check",
+    "evaluate",
+    "optimize",
+    "traces",
+    "train",
+    "select-1",
+    "select-2",
+    "select-3",
+    "select-4",
+    "select-5",
+    "select-6",
+    "select-7",
+    "select-8",
+]
+#: Where a `w` step may choose among the epochs of its training: one stage an adapter.
+SELECT_STAGES: tuple[StageName, ...] = tuple(name for name in get_args(StageName) if name.startswith("select-"))
 StepKindName = Literal["baseline", "p", "w", "final"]
 StepState = Literal["Pending", "Running", "Succeeded", "Skipped", "Stopped", "Failed"]
 
@@ -51,6 +67,15 @@ class Artifact(Model):
     """Of the content; of a folder its list of files and their digests."""
     count: int | None = None
     """How many things it holds (traces, demos), where that means something."""
+
+
+class EpochAdapter(Model):
+    """The adapter as it was after one epoch of a training."""
+
+    epoch: int
+    """From 1."""
+    adapter: Artifact
+    """Where it lies."""
 
 
 class Candidate(Model):
@@ -164,12 +189,14 @@ class StepStatus(Model):
     prompt_set: Artifact | None = None
     """What a `p` step found; absent if the original prompts stayed best."""
     adapter: Artifact | None = None
-    """What a `w` step trained."""
+    """What a `w` step trained; where it chooses among epochs, the best so far."""
+    epochs: tuple[EpochAdapter, ...] = Field((), max_length=8)
+    """What a `w` step chooses from (`checkpoint: best`), in the order of its `select` stages: the last epoch first."""
     traces: Artifact | None = None
     """What a `w` step trained on."""
     candidates: tuple[Candidate, ...] = Field((), max_length=8)
     """What it scored on the whole validation set."""
-    stages: tuple[StageStatus, ...] = Field((), max_length=8)
+    stages: tuple[StageStatus, ...] = Field((), max_length=12)
     """Its stages, in order."""
 
 

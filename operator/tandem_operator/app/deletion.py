@@ -38,9 +38,12 @@ def finish_deletion(around: Surroundings, raw: Object) -> Outcome:
     namespace, cleanup_name = metadata["namespace"], names.cleanup_name(metadata["name"])
     KubernetesPlatform(around, raw).release()
     ours = {names.RUN_UID: metadata["uid"], names.COMPONENT: names.WORKER}
-    for job in client.list("Job", namespace, labels=ours):
-        if not is_over(job) and not is_going(job):
-            client.delete("Job", namespace, job["metadata"]["name"], uid=job["metadata"]["uid"])
+    # The JobSet first: it would make its Job again.
+    has_jobsets = (raw["spec"].get("training") or {}).get("backend") == "jobset"
+    for kind in (names.JOBSET, "Job") if has_jobsets else ("Job",):
+        for job in client.list(kind, namespace, labels=ours):
+            if not is_over(job) and not is_going(job):
+                client.delete(kind, namespace, job["metadata"]["name"], uid=job["metadata"]["uid"])
     cleanup = client.get("Job", namespace, cleanup_name)
     labels = (cleanup or {"metadata": {}})["metadata"].get("labels") or {}
     if cleanup is not None and labels.get(names.MANAGED_BY) != names.FIELD_MANAGER:

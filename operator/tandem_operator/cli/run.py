@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from tandem_operator.cli.manifest import parse, read_manifest
 from tandem_operator.cli.show import RUNS, console, report_path
 from tandem_operator.cli.tables import results
 from tandem_operator.platforms.local.commands import Commands
-from tandem_operator.platforms.local.manifest import adopt, cluster_only, without_effect
+from tandem_operator.platforms.local.manifest import adopt, cluster_only, missing_keys, without_effect
 from tandem_operator.platforms.local.platform import LocalPlatform, LocalSettings
 from tandem_operator.platforms.local.workdir import Workdir
 
@@ -34,6 +35,9 @@ def run_local(file: Path, workdir: Path | None, serving_port: int | None, comman
         run = adopt(stored, wanted, stored.metadata.uid)
         if run.status.finished is not None and (run.status.result is None or folder.result.exists()):
             return _show_end(out, folder, run)
+    without_key = missing_keys(wanted, os.environ)
+    if without_key:
+        raise manifest.explain(without_key)
     for path in without_effect(wanted):
         out.print(f"warning: {path} has no effect on one machine", markup=False, soft_wrap=True)
     interrupt = Interrupt()

@@ -165,7 +165,7 @@ def _pursue(spec: Spec, status: Status, observed: Observed) -> tuple[Status, lis
     # The server first: it is looked after while a task runs, too.
     url = ""
     if needs_server(spec, step, stage):
-        need = need_server(spec, status, observed, program_for(status, step).adapter)
+        need = need_server(spec, status, observed, program_for(status, step, stage).adapter)
         status, actions = need.status, [*actions, *need.actions]
         if need.failure is not None:
             return fail_stage(status, observed, step, stage, "ServingFailed", need.failure), actions

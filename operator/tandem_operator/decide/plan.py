@@ -10,8 +10,10 @@ from pydantic import BaseModel
 
 from tandem_api.v1alpha1 import Spec
 from tandem_api.v1alpha1.status import (
+    SELECT_STAGES,
     Artifact,
     Candidate,
+    EpochAdapter,
     StageName,
     StageStatus,
     StepKindName,
@@ -22,7 +24,7 @@ from tandem_api.v1alpha1.status import (
 
 M = TypeVar("M", bound=BaseModel)
 
-#: The stages of each kind of step, in order.
+#: The stages of each kind of step, in order. A `w` step that chooses among epochs gets more once it has trained.
 STAGES: dict[StepKindName, tuple[StageName, ...]] = {
     "baseline": ("check", "evaluate"),
     "p": ("optimize",),
@@ -72,6 +74,26 @@ def with_stage(step: StepStatus, stage: StageStatus) -> StepStatus:
         tokens=sum(s.usage.tokens for s in stages),
         gpu_seconds=sum(s.usage.gpu_seconds for s in stages),
     )
+
+
+def with_epochs(step: StepStatus, epochs: tuple[EpochAdapter, ...]) -> StepStatus:
+    """`step`, which has trained, with a select stage for each of `epochs`, in their order, before what is to come."""
+    trained = next(n for n, stage in enumerate(step.stages, start=1) if stage.name == "train")
+    selects = tuple(StageStatus(name=name) for name in SELECT_STAGES[: len(epochs)])
+    return changed(step, epochs=epochs, stages=(*step.stages[:trained], *selects, *step.stages[trained:]))
+
+
+def epoch_of(step: StepStatus, stage: StageStatus) -> EpochAdapter | None:
+    """What a select stage scores; None for every other stage."""
+    return dict(zip(SELECT_STAGES, step.epochs, strict=False)).get(stage.name)
+
+
+def best_stage(step: StepStatus) -> StageName | None:
+    """The select stage that scored the step's adapter, the best so far; None while none has been scored."""
+    if not step.candidates:
+        return None
+    pairs = zip(SELECT_STAGES, step.epochs, strict=False)
+    return next((name for name, epoch in pairs if epoch.adapter == step.adapter), None)
 
 
 @dataclass(frozen=True)

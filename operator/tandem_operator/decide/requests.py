@@ -8,7 +8,7 @@ from tandem_api.contract import Endpoint, Prompts, StageRequest
 from tandem_api.v1alpha1 import Spec, Status
 from tandem_api.v1alpha1.status import Artifact, Candidate, StageStatus, StepStatus
 from tandem_operator.decide.names import served_name
-from tandem_operator.decide.plan import ProgramState, program_before
+from tandem_operator.decide.plan import ProgramState, best_stage, epoch_of, program_before
 from tandem_operator.snapshot import Observed
 
 VANILLA = Prompts(label="vanilla")
@@ -31,13 +31,15 @@ def tuned_mode(spec: Spec, has_gpu: bool) -> Literal["merged", "reload", "rollou
     return spec.serving.adapters or ("reload" if has_gpu else "merged")
 
 
-def program_for(status: Status, step: StepStatus) -> ProgramState:
-    """The prompts and the adapter that a step's stages run with."""
+def program_for(status: Status, step: StepStatus, stage: StageStatus) -> ProgramState:
+    """The prompts and the adapter that a stage runs with."""
     if step.kind == "final" and status.best is not None:
         return ProgramState(status.best.prompt_set, status.best.adapter)
     before = program_before(status.steps, step.index)
-    if step.kind == "w" and step.adapter is not None:
-        return ProgramState(before.prompt_set, step.adapter)
+    epoch = epoch_of(step, stage)
+    adapter = epoch.adapter if epoch is not None else step.adapter
+    if step.kind == "w" and adapter is not None:
+        return ProgramState(before.prompt_set, adapter)
     return before
 
 
@@ -45,7 +47,7 @@ def build_request(
     spec: Spec, status: Status, observed: Observed, step: StepStatus, stage: StageStatus, url: str
 ) -> StageRequest:
     """The request of the stage's current attempt. `url` is the model server's; unused by stages without one."""
-    program = program_for(status, step)
+    program = program_for(status, step, stage)
     base = StageRequest(
         namespace=observed.namespace,
         name=observed.name,
@@ -101,6 +103,19 @@ def build_request(
                     "prompts": _scored_prompts(status.best, step, program),
                     "split": "test" if step.kind == "final" else "validation",
                     "status": status if step.kind == "final" else None,
+                    "best_stage": best_stage(step),
+                }
+            )
+        case _:  # select-1 to select-8
+            epoch = epoch_of(step, stage)
+            assert epoch is not None, f"{stage.name} was planned without an adapter"
+            return base.model_copy(
+                update={
+                    "endpoint": endpoint,
+                    "prompts": (VANILLA,),
+                    "weight_optimizer": spec.weights_of(step.index),
+                    "epoch": epoch.epoch,
+                    "best_stage": best_stage(step),
                 }
             )
 

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from tandem_api.contract import CandidateScore, StageFailure, StageResult, parse_termination
+from tandem_api.contract import CandidateScore, EpochDigest, StageFailure, StageResult, parse_termination
 from tandem_api.errors import EXIT_CONFIGURATION, EXIT_PERMANENT, EXIT_PREEMPTED, PERMANENT_EXIT_CODES
+from tandem_api.layout import RunLayout
 from tandem_api.v1alpha1 import Spec, Status
 from tandem_api.v1alpha1.base import decimal
-from tandem_api.v1alpha1.status import MAX_MESSAGE, Artifact, Candidate, StageStatus, StepStatus, TestScore, Usage
+from tandem_api.v1alpha1.status import (
+    MAX_MESSAGE,
+    Artifact,
+    Candidate,
+    EpochAdapter,
+    StageStatus,
+    StepStatus,
+    TestScore,
+    Usage,
+)
 from tandem_operator.actions import EmitEvent
 from tandem_operator.decide.names import camel_case, candidate_id
 from tandem_operator.decide.plan import (
@@ -17,6 +27,7 @@ from tandem_operator.decide.plan import (
     changed,
     current_stage,
     total_usage,
+    with_epochs,
     with_stage,
     with_step,
 )
@@ -60,12 +71,13 @@ def _record_result(
         usage=_with_gpu(spec, observed, stage, result.usage),
         facts=result.facts,
     )
-    program = program_for(status, step)
+    program = program_for(status, step, stage)
     step = with_stage(step, stage)
     if step.kind == "final":
         status = changed(status, test=_test_score(result), result=result.bundle)
     elif result.scores:
-        # A stopped search may hold a candidate already: what it has scored in full is valid.
+        # A stopped search may hold a candidate already: what it has scored in full is valid. Of the select stages
+        # each that finds a better adapter than those before it says so.
         candidates = tuple(_candidate(step, score, program.adapter) for score in result.scores)
         winner = best_candidate(candidates)
         step = changed(
@@ -80,12 +92,33 @@ def _record_result(
         traces=result.traces or step.traces,
         adapter=result.adapter or step.adapter,
     )
+    if result.epochs and result.adapter is not None:
+        step = with_epochs(step, _epochs(spec, observed, step, result.adapter, result.epochs))
     if result.outcome != "done":
         # The rest of the step has nothing to work on.
         step = changed(step, state=stage.state, reason=reason, message=stage.message, finished=observed.now)
     elif current_stage(step) is None:
         step = changed(step, state="Succeeded", finished=observed.now)
     return _stored(status, step), _step_events(step)
+
+
+def _epochs(
+    spec: Spec, observed: Observed, step: StepStatus, last: Artifact, earlier: tuple[EpochDigest, ...]
+) -> tuple[EpochAdapter, ...]:
+    """All adapters of a training, the last epoch's first: it is the best most often, and so drops most of the others
+    early."""
+    storage = observed.storage
+    layout = RunLayout(storage.prefix, observed.namespace, observed.name, observed.uid)
+    folder = layout.stage(step.index, step.kind, "train").epoch_adapter
+    return (
+        EpochAdapter(epoch=spec.weights_of(step.index).epochs, adapter=last),
+        *(
+            EpochAdapter(
+                epoch=one.epoch, adapter=Artifact(uri=f"s3://{storage.bucket}/{folder(one.epoch)}", sha256=one.sha256)
+            )
+            for one in reversed(earlier)
+        ),
+    )
 
 
 def _stored(status: Status, step: StepStatus) -> Status:
@@ -99,8 +132,10 @@ def _step_events(step: StepStatus) -> list[EmitEvent]:
     if step.state not in ("Succeeded", "Skipped", "Stopped"):
         return []
     score = f", score {step.score}" if step.score is not None else ""
+    epoch = next((one.epoch for one in step.epochs if one.adapter == step.adapter), None) if step.candidates else None
+    chosen = f", with the adapter of epoch {epoch} of {step.epochs[0].epoch}" if epoch is not None else ""
     why = f": {step.message or step.reason}" if step.reason else ""
-    text = f"step {step.index} ({step.kind}) {step.state}{score}{why}"
+    text = f"step {step.index} ({step.kind}) {step.state}{score}{chosen}{why}"
     return [EmitEvent("Normal", f"Step{step.state}", text[:1024])]
 
 

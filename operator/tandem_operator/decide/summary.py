@@ -21,6 +21,7 @@ _DOING = {
     "optimize": ("OptimizingPrompts", "optimizing prompts"),
     "traces": ("CollectingTraces", "collecting traces"),
     "train": ("TrainingWeights", "training weights"),
+    "select": ("SelectingCheckpoint", "scoring an epoch's adapter"),
 }
 
 
@@ -119,7 +120,7 @@ def _progressing(spec: Spec, status: Status, observed: Observed, ended: bool) ->
     stage = current_stage(step) if step is not None else None
     if step is None or stage is None:
         return "True", "Finishing", "releasing what the run held"
-    reason, doing = _DOING[stage.name]
+    reason, doing = _DOING[stage.name.partition("-")[0]]
     where = f"step {step.index} ({step.kind}), attempt {max(1, stage.attempt)}: "
     task = observed.tasks.get(task_name(observed.name, step.index, step.kind, stage.name, stage.attempt))
     if task is not None and task.waiting:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from cel_expr_python import cel
-from tests.unit.api.manifests import document
+from tests.unit.api.manifests import document, names_of, optimizer, value_of
 
 from tandem_api.v1alpha1 import Spec
 from tandem_api.v1alpha1.crd import render_schema, with_defaults
+from tandem_api.v1alpha1.prompt_optimizers import TYPES
 from tandem_api.v1alpha1.run import ManifestError, forbidden_changes, parse_run
 from tandem_api.v1alpha1.spec import MUTABLE_FIELDS
 
@@ -40,7 +41,41 @@ def s3(**fields: Any) -> dict[str, Any]:
     return {"storage": {"s3": {"bucket": "runs", **fields}}}
 
 
+def mipro(**fields: Any) -> dict[str, Any]:
+    return {"promptOptimizer": {"type": "mipro", **fields}}
+
+
+def belongings() -> Iterator[Pair]:
+    """Every field of a prompt optimizer that not all types have, in a type that has it and in one that has not."""
+    for name in dict.fromkeys(name for model in TYPES.values() for name in names_of(model)):
+        owner = next(kind for kind, model in TYPES.items() if name in names_of(model))
+        for other in (kind for kind, model in TYPES.items() if name not in names_of(model)):
+            refused = {**optimizer(other), name: value_of(name)}
+            accepted = {"promptOptimizer": optimizer(owner, name)}
+            yield Pair("spec.promptOptimizer", f"{name} belongs", accepted, {"promptOptimizer": refused})
+
+
+OTHER = {"url": "https://host/v1", "model": "large"}
 PAIRS = [
+    *belongings(),
+    Pair(
+        "spec.promptOptimizer",
+        "dspy needs",
+        {"promptOptimizer": optimizer("dspy")},
+        {"promptOptimizer": {"type": "dspy"}},
+    ),
+    *(
+        Pair(f"spec.promptOptimizer.{name}", "url and model", mipro(**{name: OTHER}), mipro(**{name: refused}))
+        for name in ("proposer", "teacher")
+        for refused in ({"url": "https://host/v1"}, {"model": "large"}, {"keySecret": "key"})
+    ),
+    Pair("spec.promptOptimizer.teacher", "a teacher is", mipro(teacher={"entrypoint": "a:b"}), mipro(teacher={})),
+    Pair(
+        "spec.promptOptimizer.teacher",
+        "arguments belong",
+        mipro(teacher={"entrypoint": "a:b", "arguments": {"n": 1}}),
+        mipro(teacher={**OTHER, "arguments": {"n": 1}}),
+    ),
     Pair("spec.program", "exactly one of", {"program": {"inline": INLINE}}, {"program": {}}),
     Pair(
         "spec.program",

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from pydantic import Field
-from tests.unit.api.manifests import document
+from pydantic import Discriminator, Field, Tag
+from tests.unit.api.manifests import document, names_of, optimizer
 from tests.unit.operator.decide.world import World, finish, manifest
 
 from tandem_api.v1alpha1 import OptimizationRun, Status, crd
 from tandem_api.v1alpha1.base import Model
+from tandem_api.v1alpha1.crd_union import RULES, merged
+from tandem_api.v1alpha1.prompt_optimizers import TYPES
 from tandem_api.v1alpha1.run import parse_run
 
 ROOT = Path(__file__).parents[3]
@@ -131,7 +134,95 @@ def test_the_status_has_no_defaults_and_the_spec_those_of_the_models():
     assert not [path for path, node in OURS if path.startswith("status") and "default" in node]
     filled = crd.with_defaults(SCHEMA, document())["spec"]
     stored = parse_run(document()).spec.to_json()
+    # What differs from type to type is no default of the schema.
+    assert filled.pop("promptOptimizer") == {"type": "bootstrap-random-search"}
+    del stored["promptOptimizer"]
     assert filled == {name: value for name, value in without_empty_lists(stored).items() if value is not None}
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["minimal", "every field"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_prompt_optimizer_survives_the_api_server(kind: str, whole: bool):
+    """What the API server fills in of one type must not be what another type's object is refused for."""
+    given = optimizer(kind, *(name for name in names_of(TYPES[kind]) if whole and name not in ("type", "class")))
+    stored = crd.with_defaults(SCHEMA, document(promptOptimizer=given))
+    assert complaints(stored) == []
+    run = parse_run(stored)
+    assert type(run.spec.prompt_optimizer) is TYPES[kind]
+    assert run == parse_run(document(promptOptimizer=given))
+    again = document(promptOptimizer=run.to_json()["spec"]["promptOptimizer"])
+    assert complaints(again) == []
+    assert crd.with_defaults(SCHEMA, again)["spec"]["promptOptimizer"] == again["spec"]["promptOptimizer"]
+    assert parse_run(again).spec == run.spec
+
+
+def test_a_field_of_some_types_says_so_with_the_defaults_that_the_schema_cannot_hold():
+    fields = SCHEMA["properties"]["spec"]["properties"]["promptOptimizer"]["properties"]
+    assert fields["type"]["enum"] == list(TYPES)
+    assert fields["candidates"]["description"].startswith("[bootstrap-random-search] Candidate programs")
+    assert fields["candidates"]["description"].endswith("Default: 12.")
+    assert fields["mixLabeled"]["description"].endswith("Default: false.")
+    assert re.match(r"\[mipro\] How much .* Default: light\. \[gepa\] How many", fields["auto"]["description"])
+    assert not fields["trainSize"]["description"].startswith("[")
+    assert [name for name, field in fields.items() if "default" in field] == ["type"]
+
+
+class TestUnion:
+    """How objects of several types become one."""
+
+    @staticmethod
+    def of(**fields: Any) -> dict[str, Any]:
+        kind = {"description": "A kind.", "type": "string"}
+        return {"type": "object", "properties": {"type": kind, **fields}}
+
+    def test_limits_that_differ_are_widened(self):
+        small = {"description": "n", "type": "integer", "minimum": 1, "maximum": 5, "enum": [1, 2]}
+        large = {"description": "n", "type": "integer", "minimum": 0, "enum": [2, 3]}
+        field = merged({"a": self.of(n=small), "b": self.of(n=large)})["properties"]["n"]
+        assert field == {"description": "n", "type": "integer", "minimum": 0, "enum": [1, 2, 3]}
+
+    def test_a_default_stays_only_where_it_is_the_same_for_all(self):
+        def made(*defaults: int) -> dict[str, Any]:
+            types = zip("abc", defaults, strict=False)
+            nodes = {kind: self.of(n={"description": "N.", "type": "integer", "default": n}) for kind, n in types}
+            field: dict[str, Any] = merged(nodes)["properties"]["n"]
+            return field
+
+        assert made(3, 3) == {"description": "N.", "type": "integer", "default": 3}
+        assert made(3, 4, 3) == {"description": "[a, c] N. Default: 3. [b] N. Default: 4.", "type": "integer"}
+
+    def test_rules_of_one_type_hold_for_that_type_only(self):
+        rules = [{"rule": "self.x > 0", "message": "x"}]
+        both = {"a": {**self.of(), RULES: rules}, "b": {**self.of(), RULES: rules}}
+        assert merged(both)[RULES] == rules
+        assert merged({**both, "b": self.of()})[RULES] == [{"rule": "self.type != 'a' || (self.x > 0)", "message": "x"}]
+
+    def test_what_is_required_of_all_types_is_required_and_of_one_by_a_rule(self):
+        text = {"description": "t", "type": "string"}
+        one, two = self.of(all=text, some=text), self.of(all=text, some=text)
+        made = merged({"a": {**one, "required": ["all", "some"]}, "b": {**two, "required": ["all"]}})
+        assert made["required"] == ["all"]
+        assert made[RULES] == [{"rule": "self.type != 'a' || has(self.some)", "message": "a needs some"}]
+
+    def test_fields_that_no_schema_can_hold_at_once_are_an_error(self):
+        text, number = ({"description": "t", "type": kind} for kind in ("string", "integer"))
+        with pytest.raises(TypeError, match="n: a, b have different values of 'type'"):
+            merged({"a": self.of(n=text), "b": self.of(n=number)})
+
+    def test_a_union_of_what_no_type_tells_apart_is_an_error(self):
+        class One(Model):
+            x: str = Field("", max_length=1)
+
+        class Two(Model):
+            y: str = Field("", max_length=1)
+
+        class Holder(Model):
+            either: Annotated[
+                Annotated[One, Tag("one")] | Annotated[Two, Tag("two")], Discriminator(lambda value: "one")
+            ]
+
+        with pytest.raises(TypeError, match=r"Holder\.either: no structural schema for a union"):
+            crd.schema_of(Holder)
 
 
 def without_empty_lists(value: Any) -> Any:

@@ -20,6 +20,7 @@ def test_the_keys_of_a_stage_lie_under_its_step():
     assert (stage.request, stage.result) == (f"{root}request.json", f"{root}result.json")
     assert (stage.ledger, stage.traces) == (f"{root}ledger/", f"{root}traces/")
     assert (stage.adapter, stage.checkpoints) == (f"{root}adapter/", f"{root}checkpoints/")
+    assert stage.epoch_adapter(2) == f"{root}adapters/2/"
     assert stage.prompt_set("abc") == f"{root}prompts/abc.json"
 
 

@@ -69,6 +69,53 @@ def test_all_problems_are_told_at_once_with_their_paths():
             "spec",
             "strategy step 2 continues the adapter of step 1 but changes rank, alpha or targetModules",
         ),
+        (
+            {"promptOptimizer": {"type": "mipro", "trials": 0}},
+            "spec.promptOptimizer.trials",
+            "found 0; input should be",
+        ),
+        (
+            {"promptOptimizer": {"type": "mipro", "candidates": 3}},
+            "spec.promptOptimizer.candidates",
+            "belongs to the type bootstrap-random-search; mipro has auto, demoSets, exhaustive",
+        ),
+        (
+            {"promptOptimizer": {"trials": 3}},
+            "spec.promptOptimizer.trials",
+            "belongs to the type mipro; bootstrap-random-search has candidates",
+        ),
+        (
+            {"promptOptimizer": {"type": "gepa", "merg": True}},
+            "spec.promptOptimizer.merg",
+            "did you mean merge? allowed:",
+        ),
+        ({"promptOptimizer": {"mipro": {}}}, "spec.promptOptimizer.mipro", "unknown field; allowed: candidates"),
+        ({"text": "p"}, "spec.text", "unknown field; "),
+        ({"promptOptimizer": 5}, "spec.promptOptimizer", "found 5; "),
+        ({"promptOptimizer": {"type": "dspy"}}, "spec.promptOptimizer.class", "required, but not given"),
+        (
+            {"promptOptimizer": {"type": "MIPRO"}},
+            "spec.promptOptimizer.type",
+            "found 'MIPRO'; allowed: 'bootstrap-random-search', 'mipro', 'gepa', 'dspy'",
+        ),
+        (
+            {"promptOptimizer": {"type": "gepa", "proposer": {"url": "ftp://host"}}},
+            "spec.promptOptimizer.proposer.url",
+            "found 'ftp://host';",
+        ),
+        *(
+            (
+                {"promptOptimizer": {"teacher": {"url": url, "model": "m"}}},
+                "spec.promptOptimizer.teacher.url",
+                f"found '{url}'",
+            )
+            for url in ("https://host:99999/v1", "https://key@host/v1", "https://host/v1?key=x")
+        ),
+        (
+            {"strategy": [{"kind": "w"}, {"kind": "p", "promptOptimizer": {"type": "gepa", "auto": "max"}}]},
+            "spec.strategy[1].promptOptimizer.auto",
+            "found 'max'; input should be 'light'",
+        ),
         ({"metric": {"builtin": "bleu", "field": "a"}}, "spec.metric.builtin", "found 'bleu'; input should be"),
         ({"metric": {"builtin": "f1"}}, "spec.metric", "field goes with builtin"),
         ({"metric": {"entrypoint": "no colon"}}, "spec.metric.entrypoint", "found 'no colon';"),

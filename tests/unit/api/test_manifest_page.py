@@ -11,6 +11,7 @@ import yaml
 from tests.unit.api.manifests import document
 
 from tandem_api.v1alpha1.crd import render_schema
+from tandem_api.v1alpha1.prompt_optimizers import TYPES
 from tandem_api.v1alpha1.run import parse_run
 from tandem_api.v1alpha1.spec import MUTABLE_FIELDS
 
@@ -27,6 +28,8 @@ def load_generator() -> ModuleType:
 
 
 GENERATOR = load_generator()
+#: Rules that the page tells in one sentence, or by a table for each type.
+OTHERWISE = re.compile("is immutable|belongs to the type|^dspy needs class$")
 PAGE: str = GENERATOR.render_page()
 
 
@@ -52,11 +55,19 @@ def test_every_field_and_every_rule_is_told():
             look(field)
             look(field.get("items", {}))
         rules = [rule["message"] for rule in schema.get("x-kubernetes-validations", ())]
-        missing.extend(rule for rule in rules if f"- {rule}\n" not in PAGE and "is immutable" not in rule)
+        missing.extend(rule for rule in rules if f"- {rule}\n" not in PAGE and not OTHERWISE.search(rule))
 
     for part in ("spec", "status"):
         look(render_schema()["properties"][part])
     assert missing == []
+
+
+def test_every_type_of_prompt_optimizer_has_a_table_of_its_own_fields_and_defaults():
+    for kind, model in TYPES.items():
+        section = PAGE.partition(f"#### `spec.promptOptimizer` of type `{kind}`\n")[2].partition("\n#")[0]
+        rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+        assert sorted(rows) == sorted(field.alias for field in model.model_fields.values())
+    assert "| `candidates` | integer, 1 to 256 | `12` |" in PAGE
 
 
 def test_no_field_is_without_a_meaning():

@@ -41,6 +41,12 @@ def test_a_strategy_unrolls_to_the_steps_it_was_built_from(built):
             parse_strategy(text)
 
 
+def test_vanilla_has_no_steps_and_goes_with_nothing_else():
+    assert parse_strategy(" vanilla ") == ()
+    with pytest.raises(ValueError, match="unexpected 'vanilla'"):
+        parse_strategy("vanilla -> p")
+
+
 @given(st.text("pw->(){}123 x", max_size=24))
 def test_any_text_is_either_a_strategy_or_refused_with_what_is_allowed(text):
     try:

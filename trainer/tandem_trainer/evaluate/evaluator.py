@@ -22,7 +22,7 @@ from tandem_api.v1alpha1.spec import Sampling
 from tandem_api.v1alpha1.status import Artifact
 from tandem_trainer.evaluate.examples import Example
 from tandem_trainer.evaluate.ledger import Ledger
-from tandem_trainer.evaluate.metrics import Metric, MetricError
+from tandem_trainer.evaluate.metrics import Judgement, Metric, MetricError
 from tandem_trainer.evaluate.statistics import mean_interval, wilson
 from tandem_trainer.lm.client import BudgetExhausted
 from tandem_trainer.program.recording import as_json
@@ -68,9 +68,11 @@ class Evaluator:
         self._runner = runner
         self._metric = metric
         self._ledger = ledger
-        self._sampling = spec.model.sampling
+        self.sampling = spec.model.sampling
+        """The model's own: of jobs that do not say it."""
         self._inputs = spec.data.inputs
-        self._concurrency = spec.evaluation.concurrency
+        self.concurrency = spec.evaluation.concurrency
+        """Runs that are under way at once."""
         self._max_error_rate = float(spec.evaluation.max_error_rate)
         base = (program_sha256, metric.name, request.endpoint.model, adapter.sha256 if adapter else "", str(spec.seed))
         self._keys = _Keys(base)
@@ -131,7 +133,7 @@ class Evaluator:
                     exhausted.append(error)
                     return
 
-        workers = [asyncio.ensure_future(work()) for _ in range(min(self._concurrency, run.total - run.finished))]
+        workers = [asyncio.ensure_future(work()) for _ in range(min(self.concurrency, run.total - run.finished))]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -147,20 +149,23 @@ class Evaluator:
             job.example.id,
             job.example.inputs(self._inputs),
             sample=job.sample,
-            sampling=job.sampling or self._sampling,
+            sampling=job.sampling or self.sampling,
         )
-        status, score, error = await self._score(job.example, outcome)
+        status, judgement, error = await self._judge(job.example, outcome)
         record = ScoredExample(
             key=key,
             candidate=self._keys.candidate(job.prompts),
             example=job.example.id,
+            example_sha256=job.example.digest,
             sample=job.sample,
             status=status,
-            score=score,
+            score=judgement.score,
             error=error[:MAX_ERROR] if error else None,
+            feedback=judgement.feedback,
             prediction=as_json(dict(outcome.prediction.items())) if outcome.prediction is not None else None,
             seconds=round(outcome.seconds, 4),
             usage=outcome.usage,
+            own_usage=outcome.own_usage,
             calls=outcome.calls if run.keep_calls else (),
         )
         self._ledger.add(record)
@@ -170,17 +175,17 @@ class Evaluator:
             self._check_error_rate(run.total - run.finished)
         run.report()
 
-    async def _score(self, example: Example, outcome: ProgramRun) -> tuple[ExampleStatus, float, str | None]:
+    async def _judge(self, example: Example, outcome: ProgramRun) -> tuple[ExampleStatus, Judgement, str | None]:
         if outcome.status != "ok" or outcome.prediction is None:
-            return outcome.status, 0.0, outcome.error
+            return outcome.status, Judgement(0.0), outcome.error
         try:
             if self._metric_threads is None:
-                return "ok", self._metric(example, outcome.prediction), None
+                return "ok", self._metric.judge(example, outcome.prediction), None
             loop = asyncio.get_running_loop()
-            score = await loop.run_in_executor(self._metric_threads, self._metric, example, outcome.prediction)
-            return "ok", score, None
+            judged = await loop.run_in_executor(self._metric_threads, self._metric.judge, example, outcome.prediction)
+            return "ok", judged, None
         except MetricError as error:
-            return "metric_failed", 0.0, f"{self._metric.name}: {error}"
+            return "metric_failed", Judgement(0.0), f"{self._metric.name}: {error}"
 
     def _count(self, run: _Run, record: ScoredExample) -> None:
         self._finished += 1

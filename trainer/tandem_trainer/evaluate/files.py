@@ -59,9 +59,9 @@ def _read_bytes(uri: str, spec: Spec, store: ObjectStore, where: str) -> bytes:
     if scheme == "s3":
         return read_s3(uri, spec, store, where)
     if scheme == "configmap":
-        return _read_configmap(uri, where)
+        return _read_path(configmap_file(uri, where), where)
     if scheme == "hf":
-        return _read_hub(uri, where)
+        return _read_path(hub_file(uri, where), where)
     raise ConfigurationError(
         f"{where}: {scheme}: cannot be read here; allowed: file:path, s3://bucket/key, configmap://name/key, "
         "hf://datasets/owner/name/path"
@@ -69,7 +69,10 @@ def _read_bytes(uri: str, spec: Spec, store: ObjectStore, where: str) -> bytes:
 
 
 def _read_file(uri: str, where: str) -> bytes:
-    path = Path(unquote(urlsplit(uri).path))
+    return _read_path(Path(unquote(urlsplit(uri).path)), where)
+
+
+def _read_path(path: Path, where: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -78,18 +81,18 @@ def _read_file(uri: str, where: str) -> bytes:
         raise DataError(f"{where}: {path.absolute()} cannot be read: {error.strerror}") from error
 
 
-def _read_configmap(uri: str, where: str) -> bytes:
+def configmap_file(uri: str, where: str) -> Path:
+    """The file of `configmap://NAME/KEY`, where the ConfigMap is mounted. Raises what `configmap_folder` raises, and
+    DataError when it has no such key."""
     match = _CONFIGMAP.fullmatch(uri)
     if match is None:
         raise ConfigurationError(f"{where}: allowed: configmap://NAME/KEY")
     folder = configmap_folder(match["name"], where)
-    try:
-        return (folder / match["key"]).read_bytes()
-    except FileNotFoundError as error:
+    path = folder / match["key"]
+    if not path.exists():
         keys = ", ".join(configmap_keys(folder)) or "none"
-        raise DataError(f"{where}: the ConfigMap has no key {match['key']!r}; its keys: {keys}") from error
-    except OSError as error:
-        raise DataError(f"{where}: {folder / match['key']} cannot be read: {error.strerror}") from error
+        raise DataError(f"{where}: the ConfigMap has no key {match['key']!r}; its keys: {keys}")
+    return path
 
 
 def configmap_folder(name: str, where: str) -> Path:
@@ -128,8 +131,11 @@ def read_s3(uri: str, spec: Spec, store: ObjectStore, where: str) -> bytes:
     return data
 
 
-def _read_hub(uri: str, where: str) -> bytes:
-    """One file of a data set on the Hugging Face Hub, or of its local cache."""
+def hub_file(uri: str, where: str) -> Path:
+    """One file of a data set on the Hugging Face Hub, in its local cache; downloaded if it is not there.
+
+    Raises DataError where there is no such file, StorageUnavailableError when the Hub does not answer.
+    """
     from huggingface_hub import constants, errors, hf_hub_download
 
     match = _HF.fullmatch(uri)
@@ -145,7 +151,7 @@ def _read_hub(uri: str, where: str) -> bytes:
                 f"{where}: not in the Hub's cache, and HF_HUB_OFFLINE forbids a download; unset it or use file:"
             ) from error
         raise StorageUnavailableError(f"{where}: the Hub cannot be read: {str(error)[:256]}") from error
-    return Path(path).read_bytes()
+    return Path(path)
 
 
 def _parse_jsonl(text: str, where: str) -> list[Row]:

@@ -1,6 +1,8 @@
 """What an answer is worth: the builtin metrics and the user's own, as a number in [0, 1].
 
-One contract everywhere: `metric(example, prediction, trace=None) -> float`; `trace` is never given, in no stage.
+One contract everywhere: `metric(example, prediction, trace=None) -> float`; `trace` is never given, in no stage. A
+metric that has more to say returns a dict or a `dspy.Prediction` with `score` and `feedback`: optimizers that reflect
+(GEPA) read the feedback.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from tandem_api.v1alpha1 import Spec
 from tandem_trainer.evaluate.examples import Example
 from tandem_trainer.program.code import import_entrypoint
 
+#: What a metric says of an answer is cut to this many characters.
+MAX_FEEDBACK = 2000
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 #: A sign right after a digit is a minus between two numbers, not a part of the second.
@@ -35,18 +40,28 @@ class MetricError(Exception):
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """What a metric says of one answer."""
+
+    score: float
+    feedback: str | None = None
+    """Why, and what a better answer would have; at most `MAX_FEEDBACK` characters."""
+
+
+@dataclass(frozen=True)
 class Metric:
     """A metric, ready to be called."""
 
     name: str
     """For messages and ledger keys: `builtin exact-match on 'label'`, or the entry point."""
-    score: Callable[[Example, dspy.Prediction], float]
+    judge: Callable[[Example, dspy.Prediction], Judgement]
+    """Raises MetricError where there is no score."""
     in_thread: bool
     """Whether it is user code, which may be slow and must not hold up the calls in flight."""
 
     def __call__(self, example: Example, prediction: dspy.Prediction) -> float:
-        """The score. Raises MetricError where there is none."""
-        return self.score(example, prediction)
+        """The score alone. Raises MetricError where there is none."""
+        return self.judge(example, prediction).score
 
 
 def load_metric(spec: Spec, *, code_path: Path | None = None) -> Metric:
@@ -101,16 +116,16 @@ BUILTINS: dict[str, Callable[[Any, str], float]] = {
 def _builtin(name: str, field: str) -> Metric:
     compare = BUILTINS[name]
 
-    def score(example: Example, prediction: dspy.Prediction) -> float:
+    def judge(example: Example, prediction: dspy.Prediction) -> Judgement:
         gold = example.fields.get(field)
         if gold is None:
             raise MetricError(f"the example {example.id!r} has no field {field!r} to compare with")
         answer = prediction.get(field)
         if answer is None:
             raise MetricError(f"the prediction has no field {field!r}; it has: {', '.join(prediction.keys())}")
-        return compare(gold, _text(answer))
+        return Judgement(compare(gold, _text(answer)))
 
-    return Metric(f"builtin {name} on {field!r}", score, in_thread=False)
+    return Metric(f"builtin {name} on {field!r}", judge, in_thread=False)
 
 
 def _entrypoint(entrypoint: str, inputs: tuple[str, ...], code_path: Path | None) -> Metric:
@@ -121,14 +136,14 @@ def _entrypoint(entrypoint: str, inputs: tuple[str, ...], code_path: Path | None
         raise ConfigurationError(f"metric.entrypoint {entrypoint} is async; a metric is a plain function")
     _check_signature(entrypoint, function)
 
-    def score(example: Example, prediction: dspy.Prediction) -> float:
+    def judge(example: Example, prediction: dspy.Prediction) -> Judgement:
         try:
             value = function(dspy.Example(**example.fields).with_inputs(*inputs), prediction, trace=None)
         except (Exception, SystemExit) as error:
             raise MetricError(f"{type(error).__name__}: {error}") from error
-        return _score(value)
+        return _judgement(value)
 
-    return Metric(entrypoint, score, in_thread=True)
+    return Metric(entrypoint, judge, in_thread=True)
 
 
 def _check_signature(entrypoint: str, function: Callable[..., Any]) -> None:
@@ -142,8 +157,19 @@ def _check_signature(entrypoint: str, function: Callable[..., Any]) -> None:
         return
 
 
+def _judgement(value: Any) -> Judgement:
+    """What a user's metric returned: a score, or a score with feedback."""
+    if isinstance(value, (dict, dspy.Prediction)):
+        fields = dict(value.items())
+        if "score" not in fields:
+            raise MetricError(f"returned a {type(value).__name__} with {sorted(fields)}; it needs a `score`")
+        feedback = fields.get("feedback")
+        return Judgement(_score(fields["score"]), None if feedback is None else str(feedback)[:MAX_FEEDBACK])
+    return Judgement(_score(value))
+
+
 def _score(value: Any) -> float:
-    """What a user's metric returned, as a score. Also numpy's numbers, and a dspy.Prediction with a `score`."""
+    """What a user's metric returned, as a score. Also numpy's numbers."""
     if value is None or isinstance(value, str):
         raise MetricError(f"returned {value!r}; a metric returns a number from 0 to 1, or True or False")
     try:

@@ -20,6 +20,7 @@ from yarl import URL
 from tandem_api.contract import Endpoint
 from tandem_api.errors import AdapterMissingError, ServingError
 from tandem_api.v1alpha1.status import Usage
+from tandem_trainer.lm.budget import TokenBudget
 from tandem_trainer.lm.failures import BudgetExhausted as BudgetExhausted
 from tandem_trainer.lm.failures import CallFailedError as CallFailedError
 from tandem_trainer.lm.failures import ModelMissing, Suspect, Unavailable, cut, describe, refusal
@@ -77,14 +78,20 @@ class LMClient:
         concurrency: int,
         request_timeout_seconds: float,
         unavailable_timeout_seconds: float,
-        tokens_left: int | None = None,
+        budget: TokenBudget | None = None,
         backoff: Backoff = Backoff(),
+        api_key: str | None = None,
+        is_ours: bool = True,
     ) -> None:
+        """`is_ours`: the server is one of the run's own, which answers in the name of the endpoint's model. Others
+        may answer in another (that of a version), and need not know every parameter."""
         self.endpoint = endpoint
+        self._is_ours = is_ours
+        self._api_key = api_key
         self._slots = asyncio.Semaphore(concurrency)
         self._request_timeout_seconds = request_timeout_seconds
         self._unavailable_timeout_seconds = unavailable_timeout_seconds
-        self._tokens_left = tokens_left
+        self._budget = budget or TokenBudget()
         self._calls = self._prompt_tokens = self._completion_tokens = 0
         self._backoff = backoff
         self._outage_since: float | None = None
@@ -99,6 +106,9 @@ class LMClient:
             total=self._request_timeout_seconds,
             sock_connect=min(CONNECT_TIMEOUT_SECONDS, self._request_timeout_seconds),
         )
+        headers = {"Content-Type": "application/json"}
+        if self._api_key:
+            headers["Authorization"] = f"Bearer {self._api_key}"
         # The semaphore bounds the calls: waiting for a free connection would count against a call's own timeout.
         self._session, self._fresh = (
             aiohttp.ClientSession(
@@ -109,7 +119,7 @@ class LMClient:
                     keepalive_timeout=None if force_close else KEEP_ALIVE_SECONDS,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"Content-Type": "application/json"},
+                headers=headers,
                 timeout=timeout,
             )
             for force_close in (False, True)
@@ -132,7 +142,7 @@ class LMClient:
         `unavailable_timeout_seconds`, AdapterMissingError when it stays without the model, BudgetExhausted when no
         tokens are left.
         """
-        self._check_budget()
+        self._budget.check()
         # A task of its own: under DSPy a call is awaited some twenty coroutines deep, and every wake-up of the
         # connection would walk through all of them, which costs as much as the rest of the HTTP client.
         return await asyncio.create_task(self._complete(call))
@@ -162,11 +172,6 @@ class LMClient:
             self._outage_since = None
 
         await self._retrying()(look)
-
-    def _check_budget(self) -> None:
-        used = self._prompt_tokens + self._completion_tokens
-        if self._tokens_left is not None and used >= self._tokens_left:
-            raise BudgetExhausted(f"the token budget is used up: {used} of {self._tokens_left} tokens")
 
     def _body(self, call: LMCall) -> bytes:
         body: dict[str, Any] = {
@@ -209,12 +214,13 @@ class LMClient:
             )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise Suspect(f"an answer that is no completion: {cut(data)}") from error
-        if model != self.endpoint.model:
+        if self._is_ours and model != self.endpoint.model:
             raise ModelMissing(f"it answered in the name of {model!r}")
         self._outage_since = None
         self._calls += 1
         self._prompt_tokens += completion.prompt_tokens
         self._completion_tokens += completion.completion_tokens
+        self._budget.spend(completion.prompt_tokens + completion.completion_tokens)
         return completion
 
     async def _try_again(self, mode: Mode, url: URL, body: bytes, first: Unavailable) -> Completion:
@@ -226,7 +232,7 @@ class LMClient:
             # The first failure is replayed into the retry machinery, so that it waits before the second try.
             failure = failures.pop() if failures else None
             if failure is None:
-                self._check_budget()
+                self._budget.check()
                 try:
                     return await self._try(self._fresh, url, body)
                 except Unavailable as error:

@@ -10,11 +10,9 @@ A run of a program on one example is a `RunScope`. It travels in DSPy's settings
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import hashlib
 import itertools
-import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -27,9 +25,10 @@ from tandem_api.canonical import seed_from
 from tandem_api.errors import ServingError, TandemError
 from tandem_api.records import PredictorCall
 from tandem_api.v1alpha1.spec import Sampling
+from tandem_api.v1alpha1.status import Usage
+from tandem_trainer.lm.bridge import Bridge
 from tandem_trainer.lm.client import (
     BudgetExhausted,
-    CallFailedError,
     Completion,
     LMCall,
     LMClient,
@@ -72,6 +71,8 @@ class RunScope:
     lm_calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    own_usages: list[Usage] = field(default_factory=list)
+    """Of every call of a predictor with a model of its own; a list, since a program's own threads may add to it."""
     calls: list[PredictorCall | None] = field(default_factory=list)
     """One place per predictor call, in the order of their starts; None until the completion is there."""
     failure: TandemError | None = None
@@ -86,28 +87,6 @@ class RunScope:
         return seed_from(self.seed, what.hex(), nth)
 
 
-class _Bridge:
-    """Carries calls from worker threads to the client's event loop."""
-
-    def __init__(self, client: LMClient) -> None:
-        self.client = client
-        self.loop = asyncio.get_running_loop()
-        self.thread = threading.get_ident()
-        self.waiting: set[concurrent.futures.Future[Any]] = set()
-        self.closed = False
-
-    def check_open(self) -> None:
-        """Raises CallFailedError after the end: a thread that outlives its stage must not go on for ever."""
-        if self.closed:
-            raise CallFailedError("the stage has ended, but the program still calls the model")
-
-    def start(self, work: Coroutine[Any, Any, list[str]]) -> concurrent.futures.Future[list[str]]:
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        self.waiting.add(future)
-        future.add_done_callback(self.waiting.discard)
-        return future
-
-
 class ServedLM(dspy.BaseLM):  # type: ignore[misc]  # DSPy has no types
     """The served model as a DSPy LM. To be made on the event loop of its client.
 
@@ -116,7 +95,8 @@ class ServedLM(dspy.BaseLM):  # type: ignore[misc]  # DSPy has no types
 
     def __init__(self, client: LMClient, *, mode: Mode) -> None:
         super().__init__(model=client.endpoint.model, model_type="chat" if mode == "chat" else "text", cache=False)
-        self._bridge = _Bridge(client)
+        self._client = client
+        self._bridge = Bridge()
         self._mode = mode
 
     def __call__(self, prompt: str | None = None, *, messages: Any = None, **options: Any) -> list[str]:
@@ -133,29 +113,17 @@ class ServedLM(dspy.BaseLM):  # type: ignore[misc]  # DSPy has no types
 
     def generate(self, request: LMRequest, options: dict[str, Any]) -> list[str]:
         """The completions (`options["n"]` of them, default 1), from a worker thread. Errors as `LMClient.complete`."""
-        scope, bridge = current_scope(), self._bridge
-        bridge.check_open()
-        if threading.get_ident() == bridge.thread:
-            raise RuntimeError(
-                "a predictor was called synchronously inside aforward, which would block every other run; "
-                "write `await predictor.acall(...)` there, or give the program a plain forward"
-            )
-        return bridge.start(self._complete_all(scope, request, options)).result()
+        scope = current_scope()
+        return self._bridge.call(lambda: self._complete_all(scope, request, options))
 
     async def agenerate(self, request: LMRequest, options: dict[str, Any]) -> list[str]:
         """The completions, from any event loop."""
         scope = current_scope()
-        self._bridge.check_open()
-        work = self._complete_all(scope, request, options)
-        if asyncio.get_running_loop() is self._bridge.loop:
-            return await work
-        return await asyncio.wrap_future(self._bridge.start(work))
+        return await self._bridge.acall(lambda: self._complete_all(scope, request, options))
 
     def close(self) -> None:
         """Fail what worker threads wait for, so that no thread outlives its run for long."""
-        self._bridge.closed = True
-        for future in tuple(self._bridge.waiting):
-            future.cancel()
+        self._bridge.close()
 
     def _request(self, prompt: str | None, messages: Any) -> LMRequest:
         if messages is not None:
@@ -169,14 +137,14 @@ class ServedLM(dspy.BaseLM):  # type: ignore[misc]  # DSPy has no types
         options = {**self.kwargs, **options}
         check_options(options)
         sampling = scope.sampling
-        temperature, top_p, stop = options.get("temperature"), options.get("top_p"), options.get("stop") or ()
+        temperature, top_p = options.get("temperature"), options.get("top_p")
         fixed: dict[str, Any] = {
             "messages": request.messages,
             "mode": request.mode,
             "temperature": float(sampling.temperature if temperature is None else temperature),
             "top_p": float(sampling.top_p if top_p is None else top_p),
             "max_tokens": options.get("max_tokens") or sampling.max_tokens,
-            "stop": (*request.stop, *((stop,) if isinstance(stop, str) else stop), *sampling.stop),
+            "stop": (*request.stop, *as_stops(options.get("stop")), *sampling.stop),
         }
         calls = [LMCall(**fixed, seed=scope.call_seed(request)) for _ in range(options.get("n") or 1)]
         if len(calls) == 1:
@@ -188,7 +156,7 @@ class ServedLM(dspy.BaseLM):  # type: ignore[misc]  # DSPy has no types
         if scope.failure is not None:
             raise scope.failure
         try:
-            completion = await self._bridge.client.complete(call)
+            completion = await self._client.complete(call)
         except (ServingError, BudgetExhausted) as error:
             scope.failure = error
             raise
@@ -200,15 +168,26 @@ class ServedLM(dspy.BaseLM):  # type: ignore[misc]  # DSPy has no types
         return completion
 
 
+def find_scope() -> RunScope | None:
+    """The scope of the run that is going on; None outside of a run."""
+    scope = thread_local_overrides.get().get(SCOPE)
+    return scope if isinstance(scope, RunScope) else None
+
+
 def current_scope() -> RunScope:
     """The scope of the run that is going on. Raises RuntimeError in a thread that does not belong to one."""
-    scope = thread_local_overrides.get().get(SCOPE)
-    if not isinstance(scope, RunScope):
+    scope = find_scope()
+    if scope is None:
         raise RuntimeError(
             "a predictor was called in a thread that does not carry the run's context; "
             "use dspy.Parallel or dspy.asyncify, or start the thread's work with contextvars.copy_context().run"
         )
     return scope
+
+
+def as_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The stop strings of a call; a single one may be given as a text."""
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def check_options(options: dict[str, Any]) -> None:

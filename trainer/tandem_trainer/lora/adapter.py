@@ -14,7 +14,7 @@ from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
 from tandem_api.errors import ConfigurationError, DataError
-from tandem_api.v1alpha1.optimizers import WeightOptimizer
+from tandem_api.v1alpha1.weight_optimizers import WeightOptimizer
 from tandem_trainer.lora.servable import CONFIG_FILE, WEIGHTS_FILE, read_config, unservable
 
 #: Layers that TRL (the head) or vLLM (the embeddings) cannot train or serve with LoRA.
@@ -81,11 +81,16 @@ def load_adapter(base: Any, folder: Path, *, dropout: float = 0.0, is_trainable:
 
 
 def write_adapter(model: Any, folder: Path, base_uri: str) -> None:
-    """Write the adapter of a PEFT model into `folder`, which is made: its configuration and its weights.
+    """Write the adapter of a PEFT model into `folder`, which is made: its configuration and its weights."""
+    model.save_pretrained(str(folder))
+    in_standard_form(folder, base_uri)
+
+
+def in_standard_form(folder: Path, base_uri: str) -> None:
+    """Make what PEFT has written into `folder` the same for equal adapters, and remove what is no part of one.
 
     The base model is named by its URI, not by where it lies on this machine.
     """
-    model.save_pretrained(str(folder))
     path = folder / CONFIG_FILE
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base_uri

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,30 @@ def context_length(model: Path) -> int | None:
     config = _read(model / "config.json")
     found = {**config, **(config.get("text_config") or {})}.get("max_position_embeddings")
     return found if isinstance(found, int) else None
+
+
+def parameter_count(model: Path) -> int:
+    """The numbers in the model's safetensors files, by their headers: no weights are read.
+
+    Raises ConfigurationError for a damaged file. Weights of several numbers in one (4-bit formats) count as one.
+    """
+    return sum(
+        math.prod(tensor["shape"])
+        for file in model.glob("*.safetensors")
+        for name, tensor in _header(file).items()
+        if name != "__metadata__"
+    )
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """A safetensors file begins with its header's length (8 bytes, little endian), then the header as JSON."""
+    try:
+        with file.open("rb") as content:
+            (size,) = struct.unpack("<Q", content.read(8))
+            header: dict[str, Any] = json.loads(content.read(size))
+    except (OSError, struct.error, ValueError, MemoryError, OverflowError) as error:
+        raise ConfigurationError(f"model: {file} is no safetensors file ({error}); download the model again") from error
+    return header
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from tandem_api.canonical import canonical_json, sha256_hex
 from tandem_api.errors import DataError
@@ -26,11 +26,19 @@ FILES: Final = (
     "adapter_config.json",
     "adapter_model.safetensors",
     "optimizer.pt",
-    "rng_state.pth",
     "scheduler.pt",
     "trainer_state.json",
 )
+#: One file, or one for each of several processes; other numbers of processes go on without.
+_RANDOM_STATES: Final = "rng_state*.pth"
 _NOTE: Final = "checkpoint.json"
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Copy what is kept of the trainer's checkpoint folder into `target`, which is made."""
+    target.mkdir(parents=True)
+    for file in (*FILES, *(path.name for path in source.glob(_RANDOM_STATES))):
+        shutil.copyfile(source / file, target / file)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,14 @@ class Checkpoint:
     step: int
     seconds: float
     """Training time that led to it, all attempts together."""
+
+
+class Keeper(Protocol):
+    """What a training asks of `Checkpoints`."""
+
+    def latest(self) -> Checkpoint | None: ...
+
+    def save(self, source: Path, *, name: str, step: int, seconds: float) -> None: ...
 
 
 class Checkpoints:
@@ -75,9 +91,7 @@ class Checkpoints:
         """Upload the trainer's checkpoint folder as `name`, and then forget all others."""
         staging = self._workspace / "upload"
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        for file in FILES:
-            shutil.copyfile(source / file, staging / file)
+        copy_checkpoint(source, staging)
         note = {"fingerprint": self._fingerprint, "seconds": round(seconds, 1), "step": step}
         (staging / _NOTE).write_text(canonical_json(note), encoding="utf-8")
         self._forget(name)

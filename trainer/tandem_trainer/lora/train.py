@@ -14,8 +14,8 @@ from transformers import PrinterCallback
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tandem_api.v1alpha1.optimizers import WeightOptimizer
-from tandem_trainer.lora.checkpoint import Checkpoints
+from tandem_api.v1alpha1.weight_optimizers import WeightOptimizer
+from tandem_trainer.lora.checkpoint import Keeper
 from tandem_trainer.lora.dataset import Row, TrainingSet
 from tandem_trainer.lora.model import Hardware, Precision, TokenRow, keeps_rows_apart
 from tandem_trainer.lora.trainer import CompletionTrainer, Guard, Hooks
@@ -38,13 +38,14 @@ class Plan:
     precision: Precision
     workspace: Path
     """An empty folder for the trainer's own files."""
+    processes: int = 1
+    """So many train together; each has its share of every batch."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out: the model that was handed in, tuned, and how it went."""
+    """How a training went."""
 
-    model: Any
     log: tuple[dict[str, float | int], ...]
     """Lines of train_log.jsonl, by step: loss and lr, or eval_loss."""
     steps: int
@@ -68,7 +69,7 @@ class Trained:
         return next((line["eval_loss"] for line in reversed(self.log) if "eval_loss" in line), None)
 
 
-def train(model: Any, tokenizer: Any, data: TrainingSet, plan: Plan, checkpoints: Checkpoints, hooks: Hooks) -> Trained:
+def train(model: Any, tokenizer: Any, data: TrainingSet, plan: Plan, checkpoints: Keeper, hooks: Hooks) -> Trained:
     """Train the LoRA layers of `model` on `data`, or go on from the latest checkpoint of this very training.
 
     Raises PreemptedError when asked to stop (the checkpoint is kept), ConfigurationError when the loss diverges.
@@ -86,7 +87,7 @@ def train(model: Any, tokenizer: Any, data: TrainingSet, plan: Plan, checkpoints
     trainer = CompletionTrainer(
         model=model,
         args=_config(model, data, plan, steps_per_epoch, packing=packing == "on", is_fresh=resumed is None),
-        train_dataset=_dataset(data.train),
+        train_dataset=_dataset(data.train, with_empty_row=plan.processes > 1),
         eval_dataset=_dataset(data.validation) if data.validation else None,
         processing_class=tokenizer,
         callbacks=[guard],
@@ -94,7 +95,6 @@ def train(model: Any, tokenizer: Any, data: TrainingSet, plan: Plan, checkpoints
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
     return Trained(
-        model=model,
         log=_log(trainer.state.log_history),
         steps=trainer.state.global_step,
         seconds=guard.seconds,
@@ -107,7 +107,9 @@ def _config(
     model: Any, data: TrainingSet, plan: Plan, steps_per_epoch: int, *, packing: bool, is_fresh: bool
 ) -> SFTConfig:
     settings = plan.settings
-    micro = settings.micro_batch_size or settings.batch_size
+    assert settings.learning_rate is not None  # `WeightOptimizer.for_model` has chosen one
+    share = settings.batch_size // plan.processes
+    micro = settings.micro_batch_size or share
     steps = steps_per_epoch * settings.epochs
     # Rounded down: the first step of a warm-up has a learning rate of 0, and short trainings have no step to give.
     warmup = int(steps * float(settings.warmup_fraction))
@@ -117,7 +119,7 @@ def _config(
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=settings.batch_size // micro,
+        gradient_accumulation_steps=share // micro,
         learning_rate=float(settings.learning_rate),
         lr_scheduler_type=schedule,
         warmup_steps=warmup,
@@ -142,13 +144,16 @@ def _config(
         logging_steps=math.ceil(steps / _MAX_LOGGED_STEPS),
         logging_nan_inf_filter=False,
         report_to="none",
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         dataloader_pin_memory=plan.hardware.device == "cuda",
     )
 
 
-def _dataset(rows: Sequence[Row]) -> Dataset:
-    return Dataset.from_list([_token_row(row) for row in rows])
+def _dataset(rows: Sequence[Row], *, with_empty_row: bool = False) -> Dataset:
+    """`with_empty_row`: at the end one of which nothing is learnt, for `EvenOrder`."""
+    empty = [{"input_ids": list(rows[0].input_ids[:1]), "labels": [-100]}] if with_empty_row else []
+    return Dataset.from_list([*map(_token_row, rows), *empty])
 
 
 def _token_row(row: Row) -> TokenRow:

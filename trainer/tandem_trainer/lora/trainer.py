@@ -6,17 +6,18 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler  # type: ignore[import-untyped]
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from tandem_api.errors import ConfigurationError, PreemptedError, StorageUnavailableError
-from tandem_trainer.lora.checkpoint import Checkpoints
+from tandem_trainer.lora.checkpoint import Keeper
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
         is_wanted = targets != -100
         positions = is_wanted.any(dim=0).nonzero().flatten()
-        vocabulary = model.config.get_text_config().vocab_size
+        vocabulary = self.model.config.get_text_config().vocab_size
         is_plain = labels.device.type == "cpu" and not return_outputs and not self.aux_loss_enabled
         if not is_plain or len(positions) * len(labels) * vocabulary > MAX_LOGITS or not self._selects_positions:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -50,12 +51,41 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         loss = torch.nn.functional.cross_entropy(
             logits[is_wanted].float(), targets[:, positions][is_wanted], reduction="sum"
         )
-        total = is_wanted.sum() if num_items_in_batch is None else num_items_in_batch
-        return loss / torch.as_tensor(total).clamp(min=1)
+        if num_items_in_batch is None:
+            return loss / is_wanted.sum().clamp(min=1)
+        # The number is that of all processes, and their gradients are averaged.
+        return loss * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The rows' order; of several processes the same as of one alone, made even."""
+        if self.accelerator.num_processes == 1:
+            return super()._get_train_sampler(train_dataset)
+        rows = len(self.train_dataset) - 1  # the last one is the empty one
+        return EvenOrder(rows, self.args.train_batch_size * self.accelerator.num_processes, self.args.data_seed)
 
     @property
     def _selects_positions(self) -> bool:
         return "logits_to_keep" in inspect.signature(self.model.get_base_model().forward).parameters
+
+
+class EvenOrder(torch.utils.data.Sampler[int]):
+    """The order in which one process alone takes `rows` rows, and then row number `rows`, the empty one, until the
+    number of all is a multiple of `part`: else the last processes would be given rows of the beginning once more."""
+
+    def __init__(self, rows: int, part: int, seed: int) -> None:
+        self._order = SeedableRandomSampler(range(rows), generator=torch.Generator(), data_seed=seed)
+        self._empty = -rows % part
+
+    def __len__(self) -> int:
+        return len(self._order) + self._empty
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self._order
+        yield from [len(self._order)] * self._empty
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer at the beginning of each epoch."""
+        self._order.set_epoch(epoch)
 
 
 @dataclass(frozen=True)
@@ -73,7 +103,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     Raises PreemptedError out of the trainer once the checkpoint of a stop is in the store.
     """
 
-    def __init__(self, hooks: Hooks, checkpoints: Checkpoints, *, steps_per_epoch: int, seconds_before: float) -> None:
+    def __init__(self, hooks: Hooks, checkpoints: Keeper, *, steps_per_epoch: int, seconds_before: float) -> None:
         self._hooks = hooks
         self._checkpoints = checkpoints
         self._steps_per_epoch = steps_per_epoch

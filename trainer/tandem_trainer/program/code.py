@@ -25,10 +25,7 @@ def import_entrypoint(entrypoint: str, *, field: str, code_path: Path | None = N
     if code_path is not None:
         if not code_path.is_dir():
             raise ConfigurationError(f"{field}: found no folder {str(code_path)!r} with the code of {entrypoint!r}")
-        folder = str(code_path.resolve())
-        if sys.path[:1] != [folder]:
-            sys.path.insert(0, folder)
-        importlib.invalidate_caches()
+        make_importable(code_path)
     try:
         target: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
@@ -44,6 +41,14 @@ def import_entrypoint(entrypoint: str, *, field: str, code_path: Path | None = N
         names = ", ".join(_public_names(target)) or "nothing"
         raise ConfigurationError(f"{field}: {module_name!r} has no {name!r}; it has: {names}") from error
     return target
+
+
+def make_importable(code_path: Path) -> None:
+    """Put that folder first on the import path."""
+    folder = str(code_path.resolve())
+    if sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
+    importlib.invalidate_caches()
 
 
 def code_digest(entrypoint: str, code_path: Path | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,8 +21,6 @@ from tandem_trainer.program.adapters import AdapterName, build_adapter
 from tandem_trainer.program.code import code_digest, import_entrypoint
 from tandem_trainer.program.plain import END, marker_of
 from tandem_trainer.program.recording import NAME_ATTRIBUTE, as_json
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,10 @@ class LoadedProgram:
                 f"but the program has {sorted(self._signatures)}; was the program changed?"
             )
         module = self.module.deepcopy()
+        originals = dict(self.module.named_predictors())
         for name, predictor in module.named_predictors():
             prompt = prompts.predictors[name]
+            predictor.lm = originals[name].lm  # not a copy, which would open connections of its own
             predictor.signature = _with_instruction(predictor.signature, prompt.instruction)
             predictor.demos = [dict(demo) for demo in prompt.demos]
         return module
@@ -110,6 +109,11 @@ def load_program(spec: Spec, *, code_path: Path | None = None) -> LoadedProgram:
         raise ConfigurationError(
             f"program.entrypoint: {type(module).__name__} has no predictors to optimize; it needs at least one "
             "dspy.Predict (or a module made of them) as an attribute that is not frozen by _compiled"
+        )
+    if all(predictor.lm is not None for _, predictor in module.named_predictors()):
+        raise ConfigurationError(
+            f"program.entrypoint: every predictor of {type(module).__name__} has an LM of its own (predictor.lm, "
+            "set_lm), so the run's model would never be called; leave the lm of those unset that shall use it"
         )
     vanilla = PromptSet(predictors=prompts)
     fields = {name: _field_types(signature) for name, signature in signatures.items()}
@@ -178,12 +182,13 @@ def _call_entrypoint(entrypoint: str, arguments: dict[str, Any], code_path: Path
 
 
 def _check_predictor(name: str, predictor: Any, adapter: AdapterName) -> None:
-    try:
-        check_options(predictor.config)
-    except ValueError as error:
-        raise ConfigurationError(
-            f"program: the predictor {name!r} is made with an option that cannot be used: {error}"
-        ) from error
+    if predictor.lm is None:  # a model of its own may take more
+        try:
+            check_options(predictor.config)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"program: the predictor {name!r} is made with an option that cannot be used: {error}"
+            ) from error
     if not predictor.signature.output_fields:
         raise ConfigurationError(f"program: the predictor {name!r} has a signature without outputs")
     if adapter == "plain":
@@ -193,12 +198,6 @@ def _check_predictor(name: str, predictor: Any, adapter: AdapterName) -> None:
             raise ConfigurationError(
                 f"program: two fields of the predictor {name!r} are both {twins[0]!r} in the plain format; rename one"
             )
-    if predictor.lm is not None:
-        logger.warning(
-            "The predictor %r has an LM of its own; it is optimized, so it will call the served model instead. "
-            "To keep its LM, freeze it: put it into a module and set that module's _compiled = True.",
-            name,
-        )
 
 
 def _field_types(signature: Any) -> dict[str, list[str]]:

@@ -9,7 +9,8 @@ import time
 import traceback
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,6 +43,8 @@ class ProgramRun:
     error: str | None
     usage: Usage
     seconds: float
+    own_usage: Usage = field(default_factory=Usage)
+    """Of predictors with a model of their own."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class ProgramRunner:
                 calls=scope.lm_calls, prompt_tokens=scope.prompt_tokens, completion_tokens=scope.completion_tokens
             ),
             seconds=time.perf_counter() - began,
+            own_usage=reduce(Usage.plus, scope.own_usages, Usage()),
         )
 
     async def _attempt(
@@ -139,7 +143,8 @@ class ProgramRunner:
             return prepared
         module = self.program.with_prompts(prompts)
         for _, predictor in module.named_predictors():
-            predictor.lm = self._lm
+            if predictor.lm is None:
+                predictor.lm = self._lm
         prepared = _Prepared(
             prompts, prompts.sha256, module, inspect.iscoroutinefunction(getattr(module, "aforward", None))
         )

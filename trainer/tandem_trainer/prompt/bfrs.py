@@ -9,31 +9,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from tandem_api.canonical import seed_from
 from tandem_api.records import PredictorPrompt, PromptSet
-from tandem_api.v1alpha1.optimizers import PromptOptimizer
+from tandem_api.v1alpha1.prompt_optimizers import BootstrapRandomSearch
 from tandem_trainer.evaluate.examples import Example
+from tandem_trainer.prompt.candidates import Candidate
 from tandem_trainer.prompt.demos import Demo, DemoPool, ExampleDemos, PredictorPool, is_made_from, without_own_demos
-
-CandidateKind = Literal["starting", "zero-shot", "labeled", "bootstrapped", "random"]
 
 #: How often a draw that repeats an earlier candidate is drawn again before the search is content with fewer.
 MAX_DRAWS = 32
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A prompt set that the search scores."""
-
-    kind: CandidateKind
-    prompts: PromptSet
-
-
 def build_candidates(
-    start: PromptSet, pool: DemoPool, settings: PromptOptimizer, *, seed: int, step: int
+    start: PromptSet, pool: DemoPool, settings: BootstrapRandomSearch, *, seed: int, step: int
 ) -> tuple[Candidate, ...]:
     """The candidates, all different, the starting prompts first; at most `settings.candidates`.
 
@@ -61,7 +51,7 @@ def build_candidates(
 def retry_prompts(
     start: PromptSet,
     pool: DemoPool,
-    settings: PromptOptimizer,
+    settings: BootstrapRandomSearch,
     example: Example,
     inputs: Sequence[str],
     *,
@@ -75,7 +65,8 @@ def retry_prompts(
     """
     demos: dict[str, list[Demo]] = {}
     for name, of_predictor in pool.items():
-        chosen = _sample(of_predictor.labeled, settings.max_labeled_demos + 1, (seed, step, "retry", name))
+        labeled = _alike(of_predictor, settings)
+        chosen = _sample(labeled, settings.max_labeled_demos + 1, (seed, step, "retry", name))
         others = [offer.demos[0] for offer in chosen if not is_made_from(offer.demos[0], example, inputs)]
         demos[name] = others[: settings.max_labeled_demos]
     return _with_demos(without_own_demos(start, example, inputs), demos, keep=True) if any(demos.values()) else None
@@ -93,19 +84,25 @@ def _with_demos(start: PromptSet, demos: Mapping[str, Sequence[Demo]], *, keep: 
     )
 
 
-def _can_bootstrap(pool: DemoPool, settings: PromptOptimizer) -> bool:
+def _can_bootstrap(pool: DemoPool, settings: BootstrapRandomSearch) -> bool:
     return settings.max_bootstrapped_demos > 0 and any(of_predictor.bootstrapped for of_predictor in pool.values())
 
 
-def _labeled(pool: DemoPool, settings: PromptOptimizer, seed: tuple[Any, ...]) -> dict[str, list[Demo]]:
+def _labeled(pool: DemoPool, settings: BootstrapRandomSearch, seed: tuple[Any, ...]) -> dict[str, list[Demo]]:
     return {
-        name: [offer.demos[0] for offer in _sample(of_predictor.labeled, settings.max_labeled_demos, (*seed, name))]
+        name: [offer.demos[0] for offer in _sample(_alike(of_predictor, settings), settings.max_labeled_demos, key)]
         for name, of_predictor in pool.items()
+        for key in [(*seed, name)]
     }
 
 
-def _bootstrapped(pool: DemoPool, settings: PromptOptimizer, seed: tuple[Any, ...]) -> dict[str, list[Demo]]:
-    """The first passing traces of every predictor, in the order of the training set; nothing when none passed."""
+def _alike(pool: PredictorPool, settings: BootstrapRandomSearch) -> Sequence[ExampleDemos]:
+    """Labelled demos that may stand together: where some have the reasoning, those without it are left out."""
+    return pool.labeled if settings.mix_labeled else pool.complete or pool.labeled
+
+
+def _bootstrapped(pool: DemoPool, settings: BootstrapRandomSearch, seed: tuple[Any, ...]) -> dict[str, list[Demo]]:
+    """The first passing traces of every predictor, in the order of the examples; nothing when none passed."""
     if not _can_bootstrap(pool, settings):
         return {}
     most = settings.max_bootstrapped_demos
@@ -115,7 +112,9 @@ def _bootstrapped(pool: DemoPool, settings: PromptOptimizer, seed: tuple[Any, ..
     }
 
 
-def _draws(start: PromptSet, pool: DemoPool, settings: PromptOptimizer, seed: tuple[Any, ...]) -> Iterator[PromptSet]:
+def _draws(
+    start: PromptSet, pool: DemoPool, settings: BootstrapRandomSearch, seed: tuple[Any, ...]
+) -> Iterator[PromptSet]:
     """Random candidates: one demo count for all predictors, each predictor's demos drawn independently."""
     for draw in range(MAX_DRAWS):
         count = random.Random(seed_from(*seed, draw, "count")).randint(1, settings.max_bootstrapped_demos)
@@ -127,18 +126,19 @@ def _draws(start: PromptSet, pool: DemoPool, settings: PromptOptimizer, seed: tu
 
 
 def _filled(
-    pool: PredictorPool, chosen: Sequence[ExampleDemos], settings: PromptOptimizer, seed: tuple[Any, ...]
+    pool: PredictorPool, chosen: Sequence[ExampleDemos], settings: BootstrapRandomSearch, seed: tuple[Any, ...]
 ) -> list[Demo]:
-    """One call of each chosen trace, then complete labelled demos of other examples, up to `max_labeled_demos`."""
+    """One call of each chosen trace, then labelled demos of other examples, up to `max_labeled_demos`."""
     demos = [_one_call(offer, seed) for offer in chosen]
     used = {offer.example for offer in chosen}
-    others = [offer for offer in pool.complete if offer.example not in used and offer.demos[0] not in demos]
+    labeled = pool.labeled if settings.mix_labeled else pool.complete
+    others = [offer for offer in labeled if offer.example not in used and offer.demos[0] not in demos]
     missing = max(0, settings.max_labeled_demos - len(demos))
     return demos + [offer.demos[0] for offer in _sample(others, missing, (*seed, "fill"))]
 
 
 def _one_call(offer: ExampleDemos, seed: tuple[Any, ...]) -> Demo:
-    """A predictor that was called several times in an example gives one of these calls, all equally likely."""
+    """A predictor that was called several times for an example gives one of these calls, all equally likely."""
     return offer.demos[seed_from(*seed, "call", offer.example) % len(offer.demos)]
 
 

@@ -30,7 +30,7 @@ class PredictorFields:
 
 @dataclass(frozen=True)
 class ExampleDemos:
-    """What one example offers a predictor: one demo per call of its trace, or the labelled one."""
+    """What one example offers a predictor: one demo per different call of its passing traces, or the labelled one."""
 
     example: str
     """The example's id."""
@@ -39,7 +39,7 @@ class ExampleDemos:
 
 @dataclass(frozen=True)
 class PredictorPool:
-    """All demos that a predictor can be given, in the order of the training set."""
+    """All demos that a predictor can be given, in the order of the examples."""
 
     bootstrapped: tuple[ExampleDemos, ...] = ()
     labeled: tuple[ExampleDemos, ...] = ()
@@ -57,11 +57,14 @@ def build_pool(
 ) -> DemoPool:
     """What `examples` and their passing runs offer the predictors in `fields`.
 
-    `passed` may come in any order; it is put into the order of `examples`. Runs of other examples are left out.
+    `passed` may come in any order, with several runs of an example; it is put into the order of `examples` and of
+    their samples. Runs of other examples are left out.
     """
-    runs = {record.example: record for record in passed}
-    ordered = [runs[example.id] for example in examples if example.id in runs]
-    return {name: _pool(name, of_predictor, examples, ordered) for name, of_predictor in fields.items()}
+    runs: dict[str, list[ScoredExample]] = {example.id: [] for example in examples}
+    for record in sorted(passed, key=lambda record: record.sample):
+        if record.example in runs:
+            runs[record.example].append(record)
+    return {name: _pool(name, of_predictor, examples, runs) for name, of_predictor in fields.items()}
 
 
 def call_demo(call: PredictorCall, fields: PredictorFields) -> Demo | None:
@@ -98,21 +101,26 @@ def without_own_demos(prompts: PromptSet, example: Example, inputs: Sequence[str
 
 
 def _pool(
-    predictor: str, fields: PredictorFields, examples: Sequence[Example], runs: Sequence[ScoredExample]
+    predictor: str,
+    fields: PredictorFields,
+    examples: Sequence[Example],
+    runs: Mapping[str, Sequence[ScoredExample]],
 ) -> PredictorPool:
     labeled = _distinct(
         ExampleDemos(example.id, (demo,)) for example in examples if (demo := _labeled(example, fields)) is not None
     )
     return PredictorPool(
-        bootstrapped=_distinct(ExampleDemos(run.example, _called(run, predictor, fields)) for run in runs),
+        bootstrapped=_distinct(
+            ExampleDemos(example, _called(of_example, predictor, fields)) for example, of_example in runs.items()
+        ),
         labeled=labeled,
         complete=tuple(offer for offer in labeled if all(name in offer.demos[0] for name in fields.outputs)),
     )
 
 
-def _called(run: ScoredExample, predictor: str, fields: PredictorFields) -> tuple[Demo, ...]:
-    demos = (call_demo(call, fields) for call in run.calls if call.predictor == predictor)
-    return tuple(demo for demo in demos if demo is not None)
+def _called(runs: Sequence[ScoredExample], predictor: str, fields: PredictorFields) -> tuple[Demo, ...]:
+    demos = (call_demo(call, fields) for run in runs for call in run.calls if call.predictor == predictor)
+    return tuple({digest(demo): demo for demo in demos if demo is not None}.values())
 
 
 def _labeled(example: Example, fields: PredictorFields) -> Demo | None:

@@ -1,51 +1,18 @@
-"""The search over candidates: which runs are made, which scores they give, and which candidate wins.
-
-All candidates are scored in one run of the evaluator, one candidate's examples after another's: the slots stay full
-from the first candidate to the last, and the calls that share a prompt prefix stay together.
-"""
+"""The search over candidates: a race on the examples of the search, then the finalists on all of validation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tandem_api.contract import CandidateScore
-from tandem_api.records import ScoredExample
-from tandem_trainer.evaluate.evaluator import Evaluator, Job, ProgressCallback, summarize
+from tandem_trainer.evaluate.evaluator import Evaluator, Job
 from tandem_trainer.evaluate.examples import Example
-from tandem_trainer.lm.client import BudgetExhausted
-from tandem_trainer.prompt.bfrs import Candidate
-from tandem_trainer.prompt.bootstrap import Report
+from tandem_trainer.lm.failures import BudgetExhausted
+from tandem_trainer.prompt.candidates import Candidate, Scored
+from tandem_trainer.prompt.optimizer import Report
+from tandem_trainer.prompt.race import OnRound, Race, race
+from tandem_trainer.prompt.racing import Rules
 from tandem_trainer.prompt.selection import best
-
-#: Of every example of a set, its record; None where the budget ended before it.
-Records = Sequence[ScoredExample | None]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A candidate and what is known of it."""
-
-    candidate: Candidate
-    records: Records
-    """On the examples of the search."""
-    rest: Records | None = None
-    """On the rest of validation; None where that was not run."""
-
-    @property
-    def score(self) -> CandidateScore | None:
-        """On the examples of the search; None unless all of them were scored."""
-        return _complete(self.records)
-
-    @property
-    def full(self) -> CandidateScore | None:
-        """On all of validation; None unless all of it was scored."""
-        return None if self.rest is None else _complete([*self.records, *self.rest])
-
-    @property
-    def tokens(self) -> int:
-        """Of all its runs."""
-        return sum(record.usage.tokens for record in [*self.records, *(self.rest or ())] if record is not None)
 
 
 @dataclass(frozen=True)
@@ -56,6 +23,10 @@ class Outcome:
     winner: int | None
     is_complete: bool
     """False when the token budget ended the search."""
+    runs: int
+    """Runs of the program that are in it."""
+    exhaustive_runs: int
+    """What it would have been if every candidate had been scored on all examples of the search."""
 
 
 async def search(
@@ -63,79 +34,63 @@ async def search(
     candidates: Sequence[Candidate],
     subset: Sequence[Example],
     validation: Sequence[Example],
-    report: Report,
+    rules: Rules,
+    *,
+    on_round: OnRound,
+    on_run: Report,
 ) -> Outcome:
-    """Score `candidates` on `subset`, the best one and the first one on all of `validation`; the better one wins.
+    """Race `candidates` on `subset`, score the best one and the first one on all of `validation`; the better one wins.
 
     The first candidate is the starting point: of equal scores the earlier candidate's wins, so that a prompt set is
     only exchanged for a better one. When the token budget ends the search, the best of the candidates that were
     scored on all of validation wins, if there is one.
     """
-    jobs = [[Job(candidate.prompts, example) for example in subset] for candidate in candidates]
-    watch = _Watch(evaluator, jobs, report)
-    is_complete = await _run(evaluator, [job for of_one in jobs for job in of_one], watch)
+    raced = await race(evaluator, candidates, subset, rules, on_round=on_round, on_run=on_run)
     searched = {example.id for example in subset}
     rest = [example for example in validation if example.id not in searched]
-    scored = [
-        Scored(candidate, evaluator.scored(of_one), None if rest else ())
-        for candidate, of_one in zip(candidates, jobs, strict=True)
-    ]
-    if rest and is_complete:
-        is_complete = await _score_rest(evaluator, scored, rest, watch.then("the best candidate on all of validation"))
+    scored = [Scored(each.candidate, each.records, None if rest else (), each.dropped) for each in raced.scored]
+    is_complete, finalists = raced.is_complete, 0
+    if rest and is_complete and raced.winner is not None:
+        # The leader first: should the budget end here, it is the one to know about.
+        chosen = list(dict.fromkeys([raced.winner, 0]))
+        finalists = len(chosen)
+        is_complete = await _score_fully(evaluator, scored, chosen, subset, rest, raced, on_run)
     full = {index: each.full.score for index, each in enumerate(scored) if each.full is not None}
-    winner = list(full)[best(list(full.values()))] if full else None
-    return Outcome(tuple(scored), winner, is_complete)
+    return Outcome(
+        scored=tuple(scored),
+        winner=list(full)[best(list(full.values()))] if full else None,
+        is_complete=is_complete,
+        runs=sum(record is not None for each in scored for record in [*each.records, *(each.rest or ())]),
+        exhaustive_runs=len(scored) * len(subset) + finalists * len(rest),
+    )
 
 
-async def _score_rest(
-    evaluator: Evaluator, scored: list[Scored], rest: Sequence[Example], progress: ProgressCallback
+async def _score_fully(
+    evaluator: Evaluator,
+    scored: list[Scored],
+    chosen: Sequence[int],
+    subset: Sequence[Example],
+    rest: Sequence[Example],
+    raced: Race,
+    on_run: Report,
 ) -> bool:
-    """Score the best candidate and the first one on the rest of validation; whether the budget sufficed."""
-    leader = best([each.score.score for each in scored if each.score is not None])
-    # The leader first: should the budget end here, it is the one to know about.
-    finalists = list(dict.fromkeys([leader, 0]))
-    jobs = {index: [Job(scored[index].candidate.prompts, example) for example in rest] for index in finalists}
-    is_complete = await _run(evaluator, [job for index in finalists for job in jobs[index]], progress)
-    for index in finalists:
-        scored[index] = Scored(scored[index].candidate, scored[index].records, evaluator.scored(jobs[index]))
-    return is_complete
-
-
-async def _run(evaluator: Evaluator, jobs: Sequence[Job], progress: ProgressCallback) -> bool:
-    """Run the jobs; whether the budget sufficed. What is there in the end is in the ledger."""
+    """Score the chosen ones on all of validation, also one that the race has dropped; whether the budget sufficed."""
+    examples = [*subset, *rest]
+    jobs = {index: [Job(scored[index].candidate.prompts, example) for example in examples] for index in chosen}
+    todo = [
+        job
+        for index in chosen
+        for job, record in zip(jobs[index], [*scored[index].records, *[None] * len(rest)], strict=True)
+        if record is None
+    ]
+    best_score = max(each.score.score for each in scored if each.score is not None)
+    message, total = "the best candidate and the starting prompts on all of validation", raced.runs + len(todo)
+    is_complete = True
     try:
-        await evaluator.run(jobs, progress=progress)
+        await evaluator.run(todo, progress=lambda done, _, __: on_run(raced.runs + done, total, message, best_score))
     except BudgetExhausted:
-        return False
-    return True
-
-
-class _Watch:
-    """Follows a run over all candidates: which one it has come to, and the best score of those behind it."""
-
-    def __init__(self, evaluator: Evaluator, jobs: Sequence[Sequence[Job]], report: Report) -> None:
-        self._evaluator = evaluator
-        self._jobs = jobs
-        self._report = report
-        self._current = 0
-        self._best: float | None = None
-
-    def __call__(self, finished: int, _total: int, _mean: float) -> None:
-        reached = min(finished // len(self._jobs[0]), len(self._jobs) - 1)
-        for index in range(self._current, reached):
-            # A straggler may still be on its way; then the candidate is left out of what is shown.
-            score = _complete(self._evaluator.scored(self._jobs[index]))
-            if score is not None:
-                self._best = max(score.score, self._best or 0.0)
-        self._current = max(reached, self._current)
-        self._report(finished, f"candidate {reached + 1} of {len(self._jobs)}", self._best)
-
-    def then(self, message: str) -> ProgressCallback:
-        """A callback for a run that comes after this one."""
-        before = sum(len(of_one) for of_one in self._jobs)
-        return lambda finished, _total, _mean: self._report(before + finished, message, self._best)
-
-
-def _complete(records: Records) -> CandidateScore | None:
-    there = [record for record in records if record is not None]
-    return summarize(there) if len(there) == len(records) else None
+        is_complete = False
+    for index in chosen:
+        records, cut = evaluator.scored(jobs[index]), len(subset)
+        scored[index] = Scored(scored[index].candidate, records[:cut], records[cut:], scored[index].dropped)
+    return is_complete

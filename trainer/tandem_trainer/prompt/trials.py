@@ -1,8 +1,15 @@
-"""The trials of a search, kept for the report: `trials.jsonl`, one line per candidate, prompts by reference."""
+"""The trials of a search, kept for people and for the report: `trials.jsonl`, one line per candidate.
+
+The table is rewritten as the search goes on. It is told, never read: what a search must know again is in its journals.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
 
 from tandem_api.canonical import canonical_json
 from tandem_api.contract import CandidateScore
@@ -10,57 +17,79 @@ from tandem_api.layout import StageLayout
 from tandem_api.records import PromptSet, Record
 from tandem_api.store import ObjectStore
 from tandem_api.v1alpha1.status import Artifact
-from tandem_trainer.prompt.bfrs import CandidateKind
-from tandem_trainer.prompt.search import Scored
+from tandem_trainer.prompt.candidates import Scored
 
 
 class Trial(Record):
-    """One candidate of the search and its score on the examples that all candidates were scored on."""
+    """One candidate of the search and its score on the examples of the search."""
 
     index: int
-    kind: CandidateKind
+    kind: str
     prompts: Artifact
     """The prompt set, an object of its own; `count` is the number of its demos."""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """What the search chose to make it."""
     n: int
-    """Examples scored. Fewer than in other trials: the budget ended before this candidate."""
+    """Examples scored. Fewer than in other trials: it was dropped, or the budget ended before it was done."""
     score: float | None
-    """None when not all examples were scored, and then `low` and `high`, too."""
+    """Over those `n`; None when there are none, and then `low` and `high`, too."""
     low: float | None
     high: float | None
     errors: int
     tokens: int
     """Prompt and completion tokens of all its runs."""
+    dropped: bool = False
+    """The race has dropped it."""
     full: CandidateScore | None = None
-    """The score on all of validation, where the search used a part and this candidate was scored on the rest, too."""
+    """The score on all of validation, where it was scored on all of it."""
 
 
 def trial_of(index: int, scored: Scored, prompts: Artifact) -> Trial:
     """The trial of a candidate whose prompt set lies at `prompts`."""
-    score = scored.score
-    there = [record for record in scored.records if record is not None]
+    score = scored.so_far
     return Trial(
         index=index,
         kind=scored.candidate.kind,
         prompts=prompts,
-        n=len(there),
+        parameters=dict(scored.candidate.parameters),
+        n=score.n if score else 0,
         score=score.score if score else None,
         low=score.low if score else None,
         high=score.high if score else None,
-        errors=sum(record.status != "ok" for record in there),
+        errors=score.errors if score else 0,
         tokens=scored.tokens,
-        full=scored.full if scored.rest else None,
+        dropped=scored.dropped,
+        full=scored.full,
     )
 
 
-def trials_key(layout: StageLayout) -> str:
-    """Where a stage's trials lie."""
-    return f"{layout.root}trials.jsonl"
+class TrialTable:
+    """Writes a stage's trials. Used on one event loop."""
 
+    def __init__(self, store: ObjectStore, layout: StageLayout) -> None:
+        self._store = store
+        self._layout = layout
+        self._prompts: dict[str, Artifact] = {}
+        self._written = ""
+        self._lock = asyncio.Lock()
 
-def write_trials(store: ObjectStore, layout: StageLayout, trials: Sequence[Trial]) -> Artifact:
-    """Write all trials as one object; the artifact's count is their number."""
-    lines = "".join(f"{canonical_json(trial.model_dump(mode='json'))}\n" for trial in trials)
-    return store.put(trials_key(layout), lines.encode()).model_copy(update={"count": len(trials)})
+    async def show(self, scored: Sequence[Scored]) -> None:
+        """Write the table as it is now: all candidates so far, in the order of their trials."""
+        async with self._lock:
+            trials = [
+                trial_of(index, each, await self.prompts(each.candidate.prompts)) for index, each in enumerate(scored)
+            ]
+            lines = "".join(f"{canonical_json(trial.model_dump(mode='json'))}\n" for trial in trials)
+            if lines != self._written:
+                await asyncio.to_thread(self._store.put, self._layout.trials, lines.encode())
+                self._written = lines
+
+    async def prompts(self, prompts: PromptSet) -> Artifact:
+        """Where a prompt set lies; it is written under its digest when it is not there yet."""
+        sha256 = prompts.sha256
+        if sha256 not in self._prompts:
+            self._prompts[sha256] = await asyncio.to_thread(write_prompt_set, self._store, self._layout, prompts)
+        return self._prompts[sha256]
 
 
 def write_prompt_set(store: ObjectStore, layout: StageLayout, prompts: PromptSet) -> Artifact:

@@ -19,7 +19,7 @@ from tandem_trainer.context import StageContext
 from tandem_trainer.evaluate.examples import Example, load_splits
 from tandem_trainer.evaluate.ledger import Ledger
 from tandem_trainer.program.loading import LoadedProgram
-from tandem_trainer.prompt.trials import Trial, trials_key
+from tandem_trainer.prompt.trials import Trial
 from tandem_trainer.stages.session import read_prompt_set
 
 #: Examples shown before and after.
@@ -212,7 +212,7 @@ def _stages(status: Status, name: str) -> Iterator[tuple[StepStatus, StageStatus
 def _searches(context: StageContext, status: Status) -> Iterator[Search]:
     for step, stage in _stages(status, "optimize"):
         layout = context.request.layout.stage(step.index, step.kind, stage.name)
-        data = context.store.get(trials_key(layout)) or b""
+        data = context.store.get(layout.trials) or b""
         yield Search(step.index, tuple(Trial.model_validate_json(line) for line in data.splitlines()))
 
 
@@ -232,10 +232,11 @@ def _pairs(
 ) -> tuple[Pair, ...]:
     """The validation examples that both programs were scored on."""
     assert status.best is not None and status.baseline is not None
-    before = _records(context.store, context.request, status.baseline, program.vanilla.sha256)
+    examples = {example.id: example.digest for example in validation}
+    before = _records(context.store, context.request, status.baseline, program.vanilla.sha256, examples)
     best_set = status.best.prompt_set
     wanted = program.vanilla.sha256 if best_set is None else read_prompt_set(context, best_set).sha256
-    after = _records(context.store, context.request, status.best, wanted)
+    after = _records(context.store, context.request, status.best, wanted, examples)
     return tuple((e, before[e.id], after[e.id]) for e in validation if e.id in before and e.id in after)
 
 
@@ -263,16 +264,25 @@ def compare(pairs: tuple[Pair, ...], inputs: tuple[str, ...]) -> Iterator[Compar
 
 
 def _records(
-    store: ObjectStore, request: StageRequest, candidate: Candidate, prompts_sha256: str
+    store: ObjectStore, request: StageRequest, candidate: Candidate, prompts_sha256: str, examples: dict[str, str]
 ) -> dict[str, ScoredExample]:
-    """The candidate's scored validation examples, by example, from the ledger of the stage that scored it."""
+    """The candidate's scored validation examples, by example, from the ledger of the stage that scored it.
+
+    `examples`: the digest of each by its id. A search's ledger holds training examples, too, whose ids may be the same,
+    and runs of bootstrapping, which keep their calls.
+    """
     step = request.status.steps[candidate.step] if request.status else None
     if step is None:
         return {}
     stage: StageName = "optimize" if step.kind == "p" else "evaluate"
     ledger = Ledger(store, request.layout.stage(step.index, step.kind, stage).ledger).load()
-    # A search's ledger holds training examples, too, whose ids may be the same; their runs keep their calls.
-    return {r.example: r for r in ledger.values() if r.candidate == prompts_sha256 and _is_bare(r)}
+    return {
+        record.example: record
+        for record in ledger.values()
+        if record.candidate == prompts_sha256
+        and record.example_sha256 in ("", examples.get(record.example))
+        and _is_bare(record)
+    }
 
 
 def _is_bare(record: ScoredExample) -> bool:

@@ -60,8 +60,11 @@ def _base(spec: Spec) -> tuple[str, list[str], str]:
 def _rank(facts: Facts) -> int:
     """The --max-lora-rank that the best adapter needs: vLLM's default is 16."""
     spec, adapter = facts.request.spec, facts.best.adapter
-    trained = [s.index for s in facts.status.steps if s.adapter and adapter and s.adapter.sha256 == adapter.sha256]
-    return rank_ceiling(spec.weights_of(trained[0]).rank if trained else spec.weight_optimizer.rank)
+    trained = [s for s in facts.status.steps if s.adapter and adapter and s.adapter.sha256 == adapter.sha256]
+    if not trained:
+        return rank_ceiling(spec.weight_optimizer.highest_rank)
+    chosen = [stage.facts["rank"] for stage in trained[0].stages if "rank" in stage.facts]
+    return rank_ceiling(int(chosen[0]) if chosen else spec.weights_of(trained[0].index).highest_rank)
 
 
 def _folded(words: list[str]) -> str:

@@ -35,7 +35,7 @@ def render_report(facts: Facts) -> str:
         facts=facts,
         request=facts.request,
         spec=facts.request.spec,
-        strategy=" → ".join(step.kind for step in facts.request.spec.steps),
+        strategy=facts.request.spec.strategy_text.replace("->", "→"),
         kinds=KINDS,
         verdict=verdict(facts),
         warnings=warnings(facts),

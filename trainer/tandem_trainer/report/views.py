@@ -5,6 +5,7 @@ Called by `render`. Counts that stages report get their names in words here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from tandem_api.v1alpha1.status import StageStatus, StepStatus
 from tandem_trainer.report import formats
 from tandem_trainer.report.facts import Facts, Search, Training
 from tandem_trainer.report.plots import LossPoint, loss_plot
+from tandem_trainer.report.prompt_settings import prompt_settings
 
 #: Lines of a training log that the page repeats as a table; the figure has all of them.
 MAX_LOG_LINES = 40
@@ -30,8 +32,14 @@ class SearchView:
     winner: int | None
     settings: tuple[tuple[str, str], ...]
     facts: tuple[tuple[str, str], ...]
+    examples: int
+    """Examples that the longest scored candidate was run on; a score over fewer compares with no other."""
+    dropped: int
+    """Candidates that the race has dropped."""
     has_full: bool
     """Some candidates were scored on all of validation after the search on a part."""
+    has_parameters: bool
+    """The search chose parameters to make some of its candidates."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +74,17 @@ def search_view(facts: Facts, search: Search) -> SearchView:
     stage = _stage(step, "optimize")
     counts = dict(stage.facts) if stage else {}
     winner = counts.pop("winner", None)
+    counts.pop("optimizer", None)  # stands among the settings
     return SearchView(
         step=step,
         search=search,
         winner=winner if isinstance(winner, int) else None,
-        settings=_prompt_settings(facts.request.spec, step.index),
-        facts=_pairs(counts),
+        settings=prompt_settings(facts.request.spec, step.index),
+        facts=_pairs(counts, _SEARCH_LABELS),
+        examples=max((trial.n for trial in search.trials), default=0),
+        dropped=sum(trial.dropped for trial in search.trials),
         has_full=any(trial.full is not None for trial in search.trials),
+        has_parameters=any(trial.parameters for trial in search.trials),
     )
 
 
@@ -89,7 +101,7 @@ def training_view(facts: Facts, training: Training) -> TrainingView:
         step=step,
         plot=loss_plot(str(step.index), curves["loss"], curves["eval_loss"]),
         has_validation=bool(curves["eval_loss"]),
-        settings=_weight_settings(facts.request.spec, step.index),
+        settings=_weight_settings(facts.request.spec, step.index, training.facts),
         facts=_pairs(training.facts),
         traces=_pairs(traces.facts if traces else {}),
         log=tuple(line for n, line in enumerate(training.log, start=1) if n % every == 0 or "eval_loss" in line),
@@ -147,25 +159,16 @@ def _stage(step: StepStatus, name: str) -> StageStatus | None:
     return next((stage for stage in step.stages if stage.name == name), None)
 
 
-def _prompt_settings(spec: Spec, index: int) -> tuple[tuple[str, str], ...]:
-    chosen = spec.prompts_of(index)
-    start = spec.steps[index - 1].start_from or "original"
-    return (
-        ("optimizer", chosen.type),
-        ("starts from", f"the {start} prompts"),
-        ("candidates", f"at most {chosen.candidates}"),
-        ("demos", f"at most {chosen.max_bootstrapped_demos} bootstrapped, {chosen.max_labeled_demos} in all"),
-        ("threshold", chosen.threshold),
-    )
-
-
-def _weight_settings(spec: Spec, index: int) -> tuple[tuple[str, str], ...]:
+def _weight_settings(spec: Spec, index: int, facts: Mapping[str, int | str]) -> tuple[tuple[str, str], ...]:
+    """`facts`: of the training, which chose what the manifest left out."""
     chosen = spec.weights_of(index)
+    given = {"rank": chosen.rank, "alpha": chosen.alpha, "learning_rate": chosen.learning_rate}
+    rank, alpha, rate = (facts.get(name, value or "by the model's size") for name, value in given.items())
     modules = chosen.target_modules if isinstance(chosen.target_modules, str) else ", ".join(chosen.target_modules)
     return (
-        ("optimizer", f"{chosen.type}, rank {chosen.rank}, alpha {chosen.alpha}"),
+        ("optimizer", f"{chosen.type}, rank {rank}, alpha {alpha}"),
         ("modules", modules),
-        ("learning rate", f"{chosen.learning_rate}, {chosen.schedule}"),
+        ("learning rate", f"{rate}, {chosen.schedule}"),
         ("batch size", str(chosen.batch_size)),
         ("prompts in the rows", chosen.prompts),
     )
@@ -198,14 +201,21 @@ _LABELS = {
     "loss": "training loss, last epoch",
     "eval_loss": "validation loss, last",
 }
+#: What means something else in a search.
+_SEARCH_LABELS = {
+    **_LABELS,
+    "dropped": "candidates dropped early",
+    "runs": "runs of the program",
+    "metric_calls": "runs of the program",
+}
 
 
-def _pairs(facts: dict[str, int | str]) -> tuple[tuple[str, str], ...]:
+def _pairs(facts: dict[str, int | str], labels: Mapping[str, str] = _LABELS) -> tuple[tuple[str, str], ...]:
     """A stage's counts with their names in words."""
     pairs = []
-    for name in (*(name for name in _LABELS if name in facts), *(name for name in facts if name not in _LABELS)):
+    for name in (*(name for name in labels if name in facts), *(name for name in facts if name not in labels)):
         value = facts[name]
-        label = _LABELS.get(name, name.replace("rows.", "rows of ").replace("_", " "))
+        label = labels.get(name, name.replace("rows.", "rows of ").replace("_", " "))
         if name == "seconds" and isinstance(value, int):
             pairs.append((label, formats.duration(value)))
         else:

@@ -1,12 +1,14 @@
 """`check`: everything that can be found wrong before a model is served, all of it at once.
 
-The program is built, the data sets are read and compared, and the metric is tried on one training example with its
-own gold answers as the prediction. The digests of the data go into the result, so that later stages refuse others.
+The program is built, the data sets are read and compared, the metric is tried on one training example with its own
+gold answers as the prediction, and each step's optimizer says what it lacks here. The digests of the data go into the
+result, so that later stages refuse others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import dspy
 
@@ -14,11 +16,15 @@ from tandem_api.canonical import canonical_json
 from tandem_api.contract import StageResult
 from tandem_api.errors import ConfigurationError, DataError
 from tandem_api.v1alpha1 import Spec
+from tandem_api.v1alpha1.prompt_optimizers import DemoSearch, PromptOptimizer
 from tandem_trainer.context import StageContext
 from tandem_trainer.evaluate.examples import Example, Splits, load_splits
 from tandem_trainer.evaluate.metrics import Metric, MetricError, load_metric
+from tandem_trainer.program.code import make_importable
 from tandem_trainer.program.loading import LoadedProgram, load_program
+from tandem_trainer.program.teacher import load_teacher
 from tandem_trainer.stages.code import locate_code
+from tandem_trainer.stages.optimize import check_settings
 
 #: The result is small: so many warnings are told in full, each cut to so many characters.
 MAX_WARNINGS = 6
@@ -26,7 +32,7 @@ MAX_WARNING = 200
 
 
 def run(context: StageContext) -> StageResult:
-    """Check the run's program, metric and data.
+    """Check the run's program, metric, optimizers and data.
 
     Raises ConfigurationError with every problem, one a line; DataError if only the data are at fault.
     """
@@ -38,6 +44,8 @@ def run(context: StageContext) -> StageResult:
     except (ConfigurationError, DataError) as error:
         problems.append(error)
     else:
+        if code_path is not None:
+            make_importable(code_path)
         try:
             program = load_program(spec, code_path=code_path)
         except ConfigurationError as error:
@@ -46,6 +54,7 @@ def run(context: StageContext) -> StageResult:
             metric = load_metric(spec, code_path=code_path)
         except ConfigurationError as error:
             problems.append(error)
+        problems += _optimizer_problems(spec, program, code_path)
     context.raise_if_stopping()
     try:
         splits = load_splits(spec, context.store)
@@ -87,6 +96,26 @@ def try_metric(metric: Metric, example: Example, program: LoadedProgram) -> list
     if score < 1:
         return [f"metric {metric.name} gives the training example {example.id!r} {score:g} for its own answer, not 1"]
     return []
+
+
+def _optimizer_problems(spec: Spec, program: LoadedProgram | None, code_path: Path | None) -> list[ConfigurationError]:
+    """What keeps an optimizer of a `p` step from working, as far as that can be seen without a model."""
+    problems = []
+    known: list[PromptOptimizer] = []
+    for index, step in enumerate(spec.steps, start=1):
+        settings = spec.prompts_of(index)
+        if step.kind != "p" or settings in known:
+            continue
+        known.append(settings)
+        try:
+            check_settings(settings)
+            teacher = settings.teacher if isinstance(settings, DemoSearch) else None
+            if program is not None and teacher is not None and teacher.entrypoint is not None:
+                load_teacher(spec, teacher, program, code_path=code_path)
+        except ConfigurationError as error:
+            where = f"strategy step {index}: " if step.prompt_optimizer is not None else ""
+            problems.append(ConfigurationError(f"{where}{error}"))
+    return problems
 
 
 def _label_problems(spec: Spec, splits: Splits) -> list[ConfigurationError | DataError]:

@@ -1,7 +1,8 @@
 """`evaluate`: score prompt sets on a held-out split, under the model that is served.
 
 The baseline scores the original prompts; after a `w` both the original and the current prompts are scored on the new
-adapter, because tuning may have made the longer prompt superfluous. The final test uses `score_prompts`, too.
+adapter, because tuning may have made the longer prompt superfluous; where the step has chosen the adapter among epochs,
+the choice has scored the original prompts already. The final test uses `score_prompts`, too.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Sequence
 from tandem_api.contract import Outcome, Prompts, StageResult
 from tandem_api.errors import ConfigurationError
 from tandem_api.records import ScoredExample
+from tandem_api.v1alpha1.status import Usage
 from tandem_trainer.context import StageContext
 from tandem_trainer.evaluate.evaluator import Job, summarize
 from tandem_trainer.evaluate.examples import Example
+from tandem_trainer.evaluate.ledger import Ledger
 from tandem_trainer.lm.client import BudgetExhausted
 from tandem_trainer.stages.session import Session, open_session
 
@@ -29,6 +32,7 @@ async def _evaluate(context: StageContext) -> StageResult:
         examples = session.splits.test if is_test else session.splits.validation
         if not examples:
             raise ConfigurationError("data.test is not given, so that there is no test set to score on")
+        _adopt(session)
         results, stopped = await score_prompts(session, examples)
         scores = tuple(summarize(records, prompts.artifact) for prompts, records in results)
         outcome: Outcome = "stopped" if stopped else "done"
@@ -42,6 +46,16 @@ async def _evaluate(context: StageContext) -> StageResult:
             usage=session.usage,
             facts={"examples": len(examples)},
         )
+
+
+def _adopt(session: Session) -> None:
+    """Take over what the step's `select` stage has paid for: the same adapter, prompts and examples."""
+    request = session.request
+    if request.best_stage is None:
+        return
+    chosen = Ledger(session.context.store, request.layout.stage(request.index, request.kind, request.best_stage).ledger)
+    for record in chosen.load().values():
+        session.ledger.add(record.model_copy(update={"usage": Usage()}))
 
 
 async def score_prompts(

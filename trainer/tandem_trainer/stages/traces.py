@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from tandem_api.contract import StageResult
 from tandem_api.records import PredictorCall, PromptSet, ScoredExample
-from tandem_api.v1alpha1.optimizers import Traces
 from tandem_api.v1alpha1.spec import Sampling
+from tandem_api.v1alpha1.weight_optimizers import Traces
 from tandem_trainer.context import StageContext
 from tandem_trainer.evaluate.evaluator import Job
 from tandem_trainer.evaluate.examples import seeded_sample

@@ -18,11 +18,12 @@ from tandem_api.canonical import canonical_json, digest, seed_from
 from tandem_api.contract import StageResult
 from tandem_api.errors import DataError
 from tandem_api.store import S3Store
-from tandem_api.v1alpha1.optimizers import WeightOptimizer
 from tandem_api.v1alpha1.status import Usage
+from tandem_api.v1alpha1.weight_optimizers import WeightOptimizer
 from tandem_trainer.context import StageContext
-from tandem_trainer.lora.base import context_length, local_model, stop_ids
+from tandem_trainer.lora.base import context_length, local_model, parameter_count, stop_ids
 from tandem_trainer.lora.dataset import Encoder, Mode, Pair, TrainingSet, build_training_set, select_pairs
+from tandem_trainer.lora.world import World, check_shares, find_world
 from tandem_trainer.traces.io import read_traces
 
 if TYPE_CHECKING:
@@ -50,34 +51,40 @@ def run(context: StageContext) -> StageResult:
     )
     context.raise_if_stopping()
     prepare_environment(os.environ)
+    world = find_world(os.environ)
+    check_shares(settings, world)
+    if world.size == 1:
+        use_one_gpu(os.environ)
     with _workspace(context) as workspace:
-        return _train(context, settings, pairs, model_dir, workspace)
+        return _train(context, settings.for_model(parameter_count(model_dir)), pairs, model_dir, workspace, world)
 
 
 def prepare_environment(environment: MutableMapping[str, str]) -> None:
-    """Before the training libraries are imported: no calls home, the same sums in the same order, one GPU.
-
-    Several GPUs in one process would be used through DataParallel, which TRL refuses.
-    """
+    """Before the training libraries are imported: no calls home, the same sums in the same order."""
     environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     environment["HF_HUB_OFFLINE"] = "1"  # the model is on this machine by now
     environment["HF_HUB_DISABLE_TELEMETRY"] = "1"
     environment["TOKENIZERS_PARALLELISM"] = "false"
-    if "WORLD_SIZE" not in environment:
-        environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+
+
+def use_one_gpu(environment: MutableMapping[str, str]) -> None:
+    """Several GPUs in one process would be used through DataParallel, which TRL refuses."""
+    environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def _train(
-    context: StageContext, settings: WeightOptimizer, pairs: list[Pair], model_dir: Path, workspace: Path
+    context: StageContext, settings: WeightOptimizer, pairs: list[Pair], model_dir: Path, workspace: Path, world: World
 ) -> StageResult:
     # Imported here: minutes may pass before, and other stages never pay for them.
     from transformers import AutoTokenizer
 
-    from tandem_trainer.lora.adapter import continued_adapter, new_adapter, write_adapter
     from tandem_trainer.lora.checkpoint import Checkpoints
+    from tandem_trainer.lora.epochs import EpochAdapters
+    from tandem_trainer.lora.learner import Lesson, learn
     from tandem_trainer.lora.merge import merged_model
-    from tandem_trainer.lora.model import choose_precision, detect_hardware, load_base
-    from tandem_trainer.lora.train import Plan, train
+    from tandem_trainer.lora.model import choose_precision, detect_hardware
+    from tandem_trainer.lora.together import learn_together
+    from tandem_trainer.lora.train import Plan
     from tandem_trainer.lora.trainer import Hooks
 
     request, store, layout = context.request, context.store, context.request.stage_layout
@@ -97,44 +104,39 @@ def _train(
     precision = choose_precision(settings.precision, hardware)
     context.raise_if_stopping()
 
-    # 2. The model, with the adapter that is trained.
-    base = load_base(model_dir, precision, packing=settings.packing)
-    if request.start_adapter is None:
-        model = new_adapter(base, settings, seed)
-    else:
+    # 2. The training.
+    start = None
+    if request.start_adapter is not None:
         start = workspace / "start"
         store.fetch_folder(request.start_adapter, start)
-        model = continued_adapter(base, start, settings)
-    context.raise_if_stopping()
-
-    # 3. The training.
+    plan = Plan(settings, seed, hardware, precision, workspace, world.size)
+    lesson = Lesson(model_dir, request.spec.model.uri, start, data, plan)
     start_sha256 = request.start_adapter.sha256 if request.start_adapter else None
     cause = [data.sha256, settings.to_json(), seed, precision, request.spec.model.uri, start_sha256, _versions()]
-    trained = train(
-        model,
-        tokenizer,
-        data,
-        Plan(settings, seed, hardware, precision, workspace),
-        Checkpoints(store, layout.checkpoints, digest(cause), workspace / "checkpoints"),
-        Hooks(
-            should_stop=context.should_stop,
-            report=lambda done, total, message, loss: context.progress.report(done, total, message=message, loss=loss),
-        ),
+    kept = Checkpoints(store, layout.checkpoints, digest(cause), workspace / "checkpoints")
+    checkpoints = EpochAdapters(kept, store, request, settings.kept_epochs[:-1])
+    hooks = Hooks(
+        should_stop=context.should_stop,
+        report=lambda done, total, message, loss: context.progress.report(done, total, message=message, loss=loss),
     )
-    usage = Usage(gpu_seconds=round(trained.seconds) if hardware.device == "cuda" else 0)
+    if world.size == 1:
+        trained = learn(lesson, checkpoints, hooks)
+    else:
+        trained = learn_together(lesson, world, checkpoints, hooks)
+    if world.node > 0:
+        return StageResult()  # the first machine keeps what came of it
+    gpus = world.size if hardware.device == "cuda" else 0
+    usage = Usage(gpu_seconds=round(trained.seconds) * gpus)
     context.meter.usage = usage
 
-    # 4. What it came to; the adapter last, since it is the result.
+    # 3. What it came to; the adapter last, since it is the result.
     store.put(f"{layout.root}{LOG_NAME}", "".join(f"{canonical_json(line)}\n" for line in trained.log).encode())
-    exported = workspace / "adapter"
-    write_adapter(trained.model, exported, request.spec.model.uri)
-    adapter = store.put_folder(layout.adapter, exported)
-    facts = _facts(settings, data, trained, precision)
-    del base, model, trained
+    adapter = store.put_folder(layout.adapter, lesson.adapter)
+    facts = _facts(settings, data, trained, precision, world)
     if request.merge:
         context.progress.report(1, 1, message="merging the adapter into the model")
-        merged_model(model_dir, exported, context.cache, adapter.sha256)
-    return StageResult(adapter=adapter, usage=usage, facts=facts)
+        merged_model(model_dir, lesson.adapter, context.cache, adapter.sha256)
+    return StageResult(adapter=adapter, epochs=checkpoints.kept(), usage=usage, facts=facts)
 
 
 def _versions() -> dict[str, str]:
@@ -142,7 +144,10 @@ def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("peft", "torch", "transformers", "trl")}
 
 
-def _facts(settings: WeightOptimizer, data: TrainingSet, trained: Trained, precision: str) -> dict[str, int | str]:
+def _facts(
+    settings: WeightOptimizer, data: TrainingSet, trained: Trained, precision: str, world: World
+) -> dict[str, int | str]:
+    chosen = settings.to_json()
     facts: dict[str, int | str] = {
         "rows": len(data.train),
         "validation_rows": len(data.validation),
@@ -153,7 +158,12 @@ def _facts(settings: WeightOptimizer, data: TrainingSet, trained: Trained, preci
         "seconds": round(trained.seconds),
         "precision": precision,
         "prompts": settings.prompts,
+        "rank": chosen["rank"],
+        "alpha": chosen["alpha"],
+        "learning_rate": chosen["learningRate"],
     }
+    if world.size > 1:
+        facts["processes"] = world.size
     if trained.loss is not None:
         facts["loss"] = f"{trained.loss:.4f}"
     if trained.eval_loss is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tandem_api.records import PredictorCall, ScoredExample, TraceRow
-from tandem_api.v1alpha1.optimizers import Traces
+from tandem_api.v1alpha1.weight_optimizers import Traces
 
 Messages = tuple[dict[str, Any], ...]
 #: Renders a call of a run with the program's original prompt.
@@ -63,12 +63,12 @@ def select_traces(
     rows: list[TraceRow] = []
     passing = different = unparsed = 0
     for runs in by_example.values():
-        good = [run for run in runs if passed(run, settings.threshold) and any(_is_parsed(call) for call in run.calls)]
+        good = [run for run in runs if passed(run, settings.threshold) and any(_is_row(call) for call in run.calls)]
         distinct = _distinct(sorted(good, key=lambda run: (-run.score, run.sample)))
         kept = distinct[: settings.max_per_example]
         passing += len(good)
         different += len(distinct)
-        unparsed += sum(not _is_parsed(call) for run in kept for call in run.calls)
+        unparsed += sum(call.outputs is None and not call.own_lm for run in kept for call in run.calls)
         rows += [_row(run, vanilla) for run in kept]
     called = Counter(call.predictor for row in rows for call in row.calls)
     names = dict.fromkeys([*predictors, *sorted(called)])
@@ -85,8 +85,9 @@ def select_traces(
     )
 
 
-def _is_parsed(call: PredictorCall) -> bool:
-    return call.outputs is not None
+def _is_row(call: PredictorCall) -> bool:
+    """Whether the served model can be trained on a call: it made it, and its completion could be parsed."""
+    return call.outputs is not None and not call.own_lm
 
 
 def _distinct(runs: Iterable[ScoredExample]) -> list[ScoredExample]:
@@ -98,7 +99,7 @@ def _distinct(runs: Iterable[ScoredExample]) -> list[ScoredExample]:
 
 
 def _row(run: ScoredExample, vanilla: RenderVanilla) -> TraceRow:
-    calls = tuple(call for call in run.calls if _is_parsed(call))
+    calls = tuple(call for call in run.calls if _is_row(call))
     return TraceRow(
         example=run.example,
         sample=run.sample,

@@ -30,6 +30,14 @@ class Stage(StrEnum):
     OPTIMIZE = "optimize"
     TRACES = "traces"
     TRAIN = "train"
+    SELECT_1 = "select-1"
+    SELECT_2 = "select-2"
+    SELECT_3 = "select-3"
+    SELECT_4 = "select-4"
+    SELECT_5 = "select-5"
+    SELECT_6 = "select-6"
+    SELECT_7 = "select-7"
+    SELECT_8 = "select-8"
 
 
 def add_to(app: typer.Typer) -> None:

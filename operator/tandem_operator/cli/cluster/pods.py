@@ -99,7 +99,7 @@ def parse_pod(pod: Resource, container: str) -> Pod:
 
 def parse_task(name: str) -> Attempt | None:
     """The attempt that a task's name tells (`decide.names.task_name`); None for any other text."""
-    found = re.fullmatch(r".+-([0-9]+)([bpwf])-([a-z]+)-([0-9]+)", name)
+    found = re.fullmatch(r".+-([0-9]+)([bpwf])-([a-z]+(?:-[1-8])?)-([0-9]+)", name)
     if found is None:
         return None
     step, kind, stage, attempt = found.groups()

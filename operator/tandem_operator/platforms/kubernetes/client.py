@@ -18,7 +18,7 @@ from kubernetes.dynamic.resource import Resource
 
 from tandem_api.v1alpha1.crd import PLURAL
 from tandem_api.v1alpha1.run import GROUP, KIND, VERSION
-from tandem_operator.platforms.kubernetes.names import FIELD_MANAGER
+from tandem_operator.platforms.kubernetes.names import FIELD_MANAGER, JOBSET
 
 Object = dict[str, Any]
 
@@ -32,6 +32,7 @@ _KINDS: Final = {
     "Service": ("", "v1", "services"),
     "ConfigMap": ("", "v1", "configmaps"),
     "Event": ("", "v1", "events"),
+    JOBSET: ("jobset.x-k8s.io", "v1alpha2", "jobsets"),
 }
 _CONNECT_SECONDS, _READ_SECONDS = 5, 30
 NOT_FOUND, CONFLICT = 404, 409
@@ -137,6 +138,17 @@ class Client:
             self._dynamic.delete(self._resources[kind], name, namespace, body=options, **_TIMEOUT)
         except ApiException as error:
             if error.status in (NOT_FOUND, CONFLICT):
+                return False
+            raise
+        return True
+
+    def serves(self, kind: str) -> bool:
+        """Whether the server knows the kind: only what the cluster's owner has installed may be missing."""
+        group, version, _ = _KINDS[kind]
+        try:
+            self._dynamic.request("get", f"/apis/{group}/{version}", **_TIMEOUT)
+        except ApiException as error:
+            if error.status == NOT_FOUND:
                 return False
             raise
         return True

@@ -7,14 +7,17 @@ from typing import Any
 from tandem_api.contract import ENV_PROGRESS_PORT, ENV_REQUEST, ENV_TERMINATION, StageRequest
 from tandem_api.errors import EXIT_CONFIGURATION, EXIT_PERMANENT
 from tandem_api.v1alpha1 import OptimizationRun
-from tandem_operator.platforms.kubernetes import names
-from tandem_operator.platforms.kubernetes.pods import Pod, pod_template
+from tandem_operator.platforms.kubernetes import jobsets, names
+from tandem_operator.platforms.kubernetes.pods import Pod, from_secret, pod_template
+from tandem_operator.platforms.other_models import models_of
 from tandem_operator.settings import OperatorSettings
 
 Object = dict[str, Any]
 
 REQUEST_MOUNT = "/tandem/request"
 TERMINATION_FILE = "/dev/termination-log"
+#: The key of another model's API, in the Secret that `keySecret` names.
+MODEL_KEY = "API_KEY"
 #: How long a worker may take to keep what it has after SIGTERM; a training one writes a checkpoint.
 GRACE_SECONDS, TRAINING_GRACE_SECONDS = 30, 120
 #: After this the removal of a deleted run's objects is given up, so that the resource does not stay for ever.
@@ -41,9 +44,13 @@ def worker_job(
     owner: Object,
     version: tuple[int, int],
 ) -> Object:
-    """One attempt. It never starts itself again: how often a stage is tried is in the run's status."""
+    """One attempt, as a Job or, where several machines train, a JobSet.
+
+    It never starts itself again: how often a stage is tried is in the run's status.
+    """
     spec = run.spec
     trains = request.stage == "train"
+    is_jobset = trains and spec.training.backend == "jobset"
     wanted, default = (
         (spec.training, settings.defaults.training) if trains else (spec.workers, settings.defaults.workers)
     )
@@ -64,11 +71,17 @@ def worker_job(
         "name": names.WORKER_CONTAINER,
         "image": spec.program.image or settings.images.trainer,
         "imagePullPolicy": settings.images.pull_policy,
-        "command": ["python3", "-m", "tandem_trainer.main"],
+        "command": list(jobsets.COMMAND) if is_jobset else ["python3", "-m", "tandem_trainer.main"],
         "env": [
             {"name": ENV_REQUEST, "value": f"{REQUEST_MOUNT}/request.json"},
             {"name": ENV_TERMINATION, "value": TERMINATION_FILE},
             {"name": ENV_PROGRESS_PORT, "value": str(names.PROGRESS_PORT)},
+            *(jobsets.rendezvous(name, spec.training.nodes) if is_jobset else ()),
+            *(
+                from_secret(model.variable, model.key_secret, key=MODEL_KEY)
+                for model in models_of(request)
+                if model.key_secret is not None
+            ),
         ],
         "ports": [{"name": "progress", "containerPort": names.PROGRESS_PORT, "protocol": "TCP"}],
         "resources": resources,
@@ -97,7 +110,8 @@ def worker_job(
         }
     if version >= POD_REPLACEMENT_POLICY:
         job_spec["podReplacementPolicy"] = "Failed"  # never two pods that hold the same GPU
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job_spec}
+    job: Object = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job_spec}
+    return jobsets.jobset_of(job, spec.training.nodes) if is_jobset else job
 
 
 def cleanup_job(run: OptimizationRun, settings: OperatorSettings) -> Object:

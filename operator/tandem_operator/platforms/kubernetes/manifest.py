@@ -38,15 +38,14 @@ def cluster_problems(run: OptimizationRun) -> list[Problem]:
 
 
 def _training_problems(run: OptimizationRun) -> list[Problem]:
-    training, problems = run.spec.training, []
-    if training.nodes > 1:
-        found = (
-            f"found {training.nodes}; one machine is what can be used today; write 1, and more memory or a larger GPU"
-        )
-        problems.append(Problem("spec.training.nodes", found))
-    if training.backend != "job":
-        problems.append(Problem("spec.training.backend", f"found {training.backend!r}; allowed today: 'job'"))
-    return problems
+    training = run.spec.training
+    if training.backend == "trainjob":
+        found = "found 'trainjob', which is not supported yet; allowed: 'job' for one machine, 'jobset' for several"
+        return [Problem("spec.training.backend", found)]
+    if training.backend == "job" and training.nodes > 1:
+        fix = "write backend: jobset for several machines, or nodes: 1"
+        return [Problem("spec.training.nodes", f"found {training.nodes}, but a Job is one machine; {fix}")]
+    return []
 
 
 def _is_elsewhere(uri: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tandem_api.canonical import digest
 from tandem_api.v1alpha1.run import GROUP, OptimizationRun
 
 FIELD_MANAGER = "tandem-operator"
@@ -26,6 +27,11 @@ APPLIED = f"{GROUP}/applied"
 DESIRED = f"{GROUP}/desired-adapters"
 #: Kueue's.
 QUEUE = "kueue.x-k8s.io/queue-name"
+
+#: The kind of a training on several machines.
+JOBSET = "JobSet"
+#: Its pods are named after it, with 13 characters more, and a pod's name has at most 63 of them.
+_MAX_JOBSET = 50
 
 WORKER, SERVING, CLEANUP = "worker", "serving", "cleanup"
 #: What the operator watches.
@@ -86,6 +92,11 @@ def spec_name(run: str) -> str:
 def workers_name(run: str) -> str:
     """The workers' NetworkPolicy."""
     return f"{run}-workers"
+
+
+def jobset_name(task: str) -> str:
+    """The JobSet of a task; JobSets of different tasks do not share a name."""
+    return task if len(task) <= _MAX_JOBSET else f"{task[: _MAX_JOBSET - 9]}-{digest(task)[:8]}"
 
 
 def cleanup_name(run: str) -> str:

@@ -22,21 +22,28 @@ from tandem_api.v1alpha1.spec import MUTABLE_FIELDS
 from tandem_operator.actions import Action, EmitEvent, EnsureServing, StartTask, StopServing, StopTask
 from tandem_operator.decide.names import task_name
 from tandem_operator.decide.plan import current_stage, current_step
-from tandem_operator.platforms.kubernetes import jobs, names, policies, serving
+from tandem_operator.platforms.kubernetes import jobs, jobsets, names, policies, serving
 from tandem_operator.platforms.kubernetes.asking import Asking
 from tandem_operator.platforms.kubernetes.client import Client, what_it_says
 from tandem_operator.platforms.kubernetes.events import post
 from tandem_operator.platforms.kubernetes.manifest import cluster_problems
-from tandem_operator.platforms.kubernetes.pod_state import has_ended, is_going, name_of, newest, starts_slowly
+from tandem_operator.platforms.kubernetes.pod_state import has_ended, has_owner, is_going, name_of, starts_slowly
 from tandem_operator.platforms.kubernetes.pods import accelerators
 from tandem_operator.platforms.kubernetes.serving_state import observe_serving, pods_to_ask
-from tandem_operator.platforms.kubernetes.task_state import is_over, observe_task
+from tandem_operator.platforms.kubernetes.task_state import current, is_over, observe_task, task_of
 from tandem_operator.settings import OperatorSettings
 from tandem_operator.snapshot import Blocked, Observed, ServingObservation, TaskObservation
 
 Object = dict[str, Any]
 
 _OTHER_VERSION = Problem("spec", "another version of the operator has accepted this run, and this one cannot read it")
+
+
+_NO_JOBSET = Problem(
+    "spec.training.backend",
+    f"found 'jobset', but the cluster does not serve {jobsets.API_VERSION}; install JobSet "
+    "(https://jobset.sigs.k8s.io) and create the run again, or write backend: job and nodes: 1",
+)
 
 
 class InvalidRunError(Exception):
@@ -87,6 +94,9 @@ class KubernetesPlatform:
     loaded: OptimizationRun | None = None
     """What `load` returned."""
     _jobs: dict[str, Object] = field(default_factory=dict)
+    """By task; a JobSet that has no Job yet stands for it."""
+    _jobsets: dict[str, Object] = field(default_factory=dict)
+    """By task: what holds its Job."""
     _deployment: Object | None = None
 
     @property
@@ -113,6 +123,8 @@ class KubernetesPlatform:
         if accepted is None:
             if run is None or problems:
                 raise InvalidRunError(problems)
+            if run.spec.training.backend == "jobset" and not self.around.client.serves(names.JOBSET):
+                raise InvalidRunError([_NO_JOBSET])
             self._accept(run)
             return run
         if run is None:
@@ -135,10 +147,11 @@ class KubernetesPlatform:
         assert run.spec.storage is not None
         s3 = run.spec.storage.s3
         ours = {names.RUN_UID: metadata.uid}
-        self._jobs = {
-            name_of(job): job
-            for job in client.list("Job", self.namespace, labels={**ours, names.COMPONENT: names.WORKER})
-        }
+        has_jobsets = run.spec.training.backend == "jobset"
+        self._jobsets = {task_of(jobset): jobset for jobset in self._workers(names.JOBSET)} if has_jobsets else {}
+        # A JobSet's Job has a name of the JobSet's making.
+        made = {task_of(job) if has_owner(job, names.JOBSET) else name_of(job): job for job in self._workers("Job")}
+        self._jobs = {**self._jobsets, **made}
         pods = client.list("Pod", self.namespace, labels=ours)
         self._deployment = self._ours(client.get("Deployment", self.namespace, names.serving_name(self.name)))
         now = datetime.now(UTC)
@@ -186,10 +199,12 @@ class KubernetesPlatform:
                 continue
             if not is_over(job):
                 self._stop_task(name)
-            elif job["spec"].get("ttlSecondsAfterFinished") is None:
+                continue
+            kind, holder = self._holder(name)
+            if holder["spec"].get("ttlSecondsAfterFinished") is None:
                 client.delete("ConfigMap", self.namespace, name)
                 ttl = {"spec": {"ttlSecondsAfterFinished": self.around.settings.job_ttl_seconds}}
-                client.patch("Job", self.namespace, name, ttl)
+                client.patch(kind, self.namespace, name_of(holder), ttl)
         if status.finished is not None and self._deployment is not None:
             self.release()
 
@@ -263,6 +278,16 @@ class KubernetesPlatform:
         self.around.client.delete(kind, self.namespace, name, uid=known["metadata"]["uid"])
         raise TryAgainError(f"the {kind} {name} belongs to an earlier run")
 
+    def _workers(self, kind: str) -> list[Object]:
+        """The run's workers of that kind."""
+        ours = {names.RUN_UID: self.raw["metadata"]["uid"], names.COMPONENT: names.WORKER}
+        return self.around.client.list(kind, self.namespace, labels=ours)
+
+    def _holder(self, task: str) -> tuple[str, Object]:
+        """What is deleted, and collected in the end, with a task's Job: kind and object."""
+        jobset = self._jobsets.get(task)
+        return ("Job", self._jobs[task]) if jobset is None else (names.JOBSET, jobset)
+
     def _observe_serving(self, run: OptimizationRun, pods: list[Object], now: datetime) -> ServingObservation | None:
         settings = self.around.settings
         asked = pods_to_ask(self._deployment, pods)
@@ -280,11 +305,11 @@ class KubernetesPlatform:
     def _observe_tasks(self, pods: list[Object], now: datetime) -> dict[str, TaskObservation]:
         by_task: dict[str, list[Object]] = {name: [] for name in self._jobs}
         for pod in pods:
-            by_task.setdefault(pod["metadata"]["labels"].get(names.TASK, ""), []).append(pod)
+            by_task.setdefault(task_of(pod), []).append(pod)
         found = {}
         for name, of_task in by_task.items():
             job = self._jobs.get(name)
-            latest = newest(p for p in of_task if not has_ended(p))
+            latest = next(iter(current(p for p in of_task if not has_ended(p))), None)
             running = job is not None and not is_over(job)
             task = observe_task(
                 job,
@@ -334,10 +359,12 @@ class KubernetesPlatform:
 
     def _stop_task(self, name: str) -> None:
         """Delete the Job in the foreground: it stays, and counts as running, until its pod has kept what it has."""
-        job = self._jobs.pop(name, None)
+        job = self._jobs.get(name)
         if job is not None and not is_going(job):
-            self.around.client.delete("Job", self.namespace, name, propagation="Foreground")
+            kind, holder = self._holder(name)
+            self.around.client.delete(kind, self.namespace, name_of(holder), propagation="Foreground")
             self.around.client.delete("ConfigMap", self.namespace, name)
+        self._jobs.pop(name, None)
 
     def _start(self, run: OptimizationRun, action: StartTask) -> None:
         client, owner = self.around.client, self.owner()
@@ -345,7 +372,7 @@ class KubernetesPlatform:
         self._apply(jobs.request_configmap(run, action.name, action.request, owner))
         job = jobs.worker_job(run, self.around.settings, action.name, action.request, owner, self.around.version)
         if not client.create(job):
-            self._clear("Job", client.get("Job", self.namespace, action.name))
+            self._clear(job["kind"], client.get(job["kind"], self.namespace, name_of(job)))
 
     def _guard(self, run: OptimizationRun) -> None:
         """Network policies come before the pods that they are about."""

@@ -53,6 +53,11 @@ def name_of(thing: Object) -> str:
     return str(thing["metadata"]["name"])
 
 
+def has_owner(thing: Object, kind: str) -> bool:
+    """Whether it belongs to an object of that kind."""
+    return any(owner.get("kind") == kind for owner in thing["metadata"].get("ownerReferences") or [])
+
+
 def is_going(thing: Object) -> bool:
     """Whether it has been deleted and is not gone yet."""
     return bool(thing["metadata"].get("deletionTimestamp"))

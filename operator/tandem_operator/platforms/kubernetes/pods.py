@@ -136,9 +136,9 @@ def storage_environment(run: OptimizationRun) -> list[Object]:
     variables: list[Object] = [{"name": name, "value": value} for name, value in given.items() if value]
     if s3.credentials_secret is not None:
         variables += [
-            _from_secret("AWS_ACCESS_KEY_ID", s3.credentials_secret),
-            _from_secret("AWS_SECRET_ACCESS_KEY", s3.credentials_secret),
-            _from_secret("AWS_SESSION_TOKEN", s3.credentials_secret, optional=True),
+            from_secret("AWS_ACCESS_KEY_ID", s3.credentials_secret),
+            from_secret("AWS_SECRET_ACCESS_KEY", s3.credentials_secret),
+            from_secret("AWS_SESSION_TOKEN", s3.credentials_secret, optional=True),
         ]
     return variables
 
@@ -164,7 +164,7 @@ def _common(container: Object, run: OptimizationRun, pod: Pod) -> Object:
         *storage_environment(run),
     ]
     if run.spec.model.token_secret is not None:
-        environment.append(_from_secret("HF_TOKEN", run.spec.model.token_secret))
+        environment.append(from_secret("HF_TOKEN", run.spec.model.token_secret))
     mounts: list[Object] = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "cache", "mountPath": CACHE_MOUNT}]  # noqa: S108
     if pod.component == names.WORKER and configmaps(run):
         environment.append({"name": ENV_CONFIGMAPS, "value": CONFIGMAPS_MOUNT})
@@ -211,8 +211,9 @@ def _model_volumes(run: OptimizationRun, pod: Pod) -> list[Object]:
     return [{"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}]
 
 
-def _from_secret(variable: str, secret: str, *, optional: bool = False) -> Object:
-    reference: Object = {"name": secret, "key": variable}
+def from_secret(variable: str, secret: str, *, key: str | None = None, optional: bool = False) -> Object:
+    """An environment variable out of a Secret; its key there is the variable's name unless it is another."""
+    reference: Object = {"name": secret, "key": key or variable}
     if optional:
         reference["optional"] = True
     return {"name": variable, "valueFrom": {"secretKeyRef": reference}}

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from tandem_api.v1alpha1 import OptimizationRun
 from tandem_operator.platforms.kubernetes import names
+from tandem_operator.platforms.other_models import other_models
 from tandem_operator.settings import OperatorSettings
 
 Object = dict[str, Any]
@@ -37,7 +38,10 @@ def network_policies(
     }
     workers = {"podSelector": {"matchLabels": names.selector(metadata.name, metadata.uid, names.WORKER)}}
     servers = {"podSelector": {"matchLabels": names.selector(metadata.name, metadata.uid, names.SERVING)}}
+    # Machines that train together choose their ports as they go.
+    peers = [workers] if run.spec.training.backend == "jobset" else []
     outside = _outside(run, settings)
+    asked = [rule for url in _model_urls(run) for rule in _reaching(url, settings)]
     return [
         _policy(
             run,
@@ -55,8 +59,16 @@ def network_policies(
             owner,
             names.workers_name(metadata.name),
             names.WORKER,
-            ingress=[{"from": [operator], "ports": _tcp(names.PROGRESS_PORT)}],
-            egress=[*outside, {"to": [servers], "ports": _tcp(names.VLLM_PORT)}],
+            ingress=[
+                {"from": [operator], "ports": _tcp(names.PROGRESS_PORT)},
+                *({"from": [peer]} for peer in peers),
+            ],
+            egress=[
+                *outside,
+                *asked,
+                {"to": [servers], "ports": _tcp(names.VLLM_PORT)},
+                *({"to": [peer]} for peer in peers),
+            ],
         ),
     ]
 
@@ -84,19 +96,27 @@ def _tcp(*ports: int) -> list[Object]:
 
 def _outside(run: OptimizationRun, settings: OperatorSettings) -> list[Object]:
     """What both may reach beside each other: DNS, the Hub and the like, the object store."""
-    policy = settings.network_policy
     endpoint = run.spec.storage.s3.endpoint if run.spec.storage is not None else None
-    store = urlsplit(endpoint or "https://")
-    store_port = store.port or (443 if store.scheme == "https" else 80)
-    anywhere: Object = {"ports": _tcp(*sorted({*policy.worker_egress_ports, store_port}))}
-    if not policy.worker_metadata_access:
-        anywhere["to"] = list(_NOT_METADATA)
     return [
         {"ports": [{"port": port, "protocol": kind} for port in DNS_PORTS for kind in ("UDP", "TCP")]},
-        anywhere,
-        # A Service's port need not be that of its pods, and it is the pods' that a policy sees.
-        *({"to": [pods]} for pods in _pods_behind(store.hostname or "")),
+        *_reaching(endpoint or "https://", settings, *settings.network_policy.worker_egress_ports),
     ]
+
+
+def _model_urls(run: OptimizationRun) -> list[str]:
+    """The APIs of other models that the run's workers ask."""
+    return list(dict.fromkeys(model.url for model in other_models(run.spec)))
+
+
+def _reaching(url: str, settings: OperatorSettings, *ports: int) -> list[Object]:
+    """What lets a pod reach that address, and those ports beside its own."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    anywhere: Object = {"ports": _tcp(*sorted({*ports, port}))}
+    if not settings.network_policy.worker_metadata_access:
+        anywhere["to"] = list(_NOT_METADATA)
+    # A Service's port need not be that of its pods, and it is the pods' that a policy sees.
+    return [anywhere, *({"to": [pods]} for pods in _pods_behind(parts.hostname or ""))]
 
 
 def _pods_behind(host: str) -> list[Object]:

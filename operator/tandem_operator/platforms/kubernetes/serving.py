@@ -196,4 +196,6 @@ def _sidecar(run: OptimizationRun, settings: OperatorSettings) -> Object:
 
 def _highest_rank(run: OptimizationRun) -> int:
     spec = run.spec
-    return max(spec.weights_of(index).rank for index, step in enumerate(spec.steps, start=1) if step.kind == "w")
+    return max(
+        spec.weights_of(index).highest_rank for index, step in enumerate(spec.steps, start=1) if step.kind == "w"
+    )

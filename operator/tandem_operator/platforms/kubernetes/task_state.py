@@ -9,6 +9,7 @@ from typing import Any
 from tandem_api.contract import Progress, parse_termination
 from tandem_api.errors import EXIT_PREEMPTED
 from tandem_operator.platforms.kubernetes import names
+from tandem_operator.platforms.kubernetes.jobsets import COMPLETION_INDEX
 from tandem_operator.platforms.kubernetes.pod_state import (
     Waiting,
     condition,
@@ -26,12 +27,27 @@ from tandem_operator.settings import OperatorSettings
 from tandem_operator.snapshot import TaskObservation
 
 Object = dict[str, Any]
+
+#: How a worker ends that was asked to, in good order or by force (128 + SIGKILL).
+_STOPPED = (EXIT_PREEMPTED, 137)
 EventsOf = Callable[[Object], Sequence[Object]]
+
+
+def task_of(thing: Object) -> str:
+    """The name of the task that a worker's object belongs to."""
+    return str((thing["metadata"].get("labels") or {}).get(names.TASK, ""))
 
 
 def is_over(job: Object) -> bool:
     """Whether the Job has ended, for better or worse."""
     return holds(job, "Complete") or holds(job, "Failed")
+
+
+def current(pods: Iterable[Object]) -> list[Object]:
+    """The newest pod of each of the task's machines, the first machine's first."""
+    pods = list(pods)
+    of_nodes = (newest(pod for pod in pods if _node(pod) == node) for node in sorted(set(map(_node, pods))))
+    return [pod for pod in of_nodes if pod is not None]
 
 
 def observe_task(
@@ -54,16 +70,16 @@ def observe_task(
     if holds(job, "Failed") and alive:
         return _ending(alive, now)  # older clusters say so before its pod has ended
     if is_over(job):
-        return _ended(job, newest(pods))
+        return _ended(job, _speaker(pods))
     if (job.get("spec") or {}).get("suspend"):
         queue = job["metadata"].get("labels", {}).get(names.QUEUE)
         what = f"the queue {queue!r} has not admitted the Job yet" if queue else "the Job is suspended by somebody else"
         return TaskObservation("running", waiting="WaitingForQuota", waiting_message=what)
-    pod = newest(alive)
-    if pod is None:
-        held_up = _no_pod(events(job), is_any=bool(pods))
+    if alive:
+        reasons = (stuck(pod, now) or waiting(pod, events(pod), now, settings) for pod in current(alive))
+        held_up = next(filter(None, reasons), None)
     else:
-        held_up = stuck(pod, now) or waiting(pod, events(pod), now, settings)
+        held_up = _no_pod(events(job), is_any=bool(pods))
     if held_up is None:
         return TaskObservation("running", progress=progress)
     if held_up.is_hopeless:
@@ -87,9 +103,38 @@ def _no_pod(events: Sequence[Object], *, is_any: bool) -> Waiting | None:
     return Waiting("CannotCreatePod", f"the cluster refuses the worker's pod: {refused[-1].get('message', '')}")
 
 
+def _speaker(pods: Sequence[Object]) -> Object | None:
+    """The pod whose end is the attempt's. Of several machines the first one's, but where that was only stopped, or lost
+    the others, because one of them was taken away or failed by itself: then that one's."""
+    latest = current(pods)
+    if len(latest) < 2:
+        return next(iter(latest), None)
+    first, others = latest[0], latest[1:]
+    if _ended_with(first).get("exitCode") == 0:
+        return first
+    taken = [pod for pod in latest if was_disrupted(pod)]
+    failed = [pod for pod in others if _failed_by_itself(pod)] if not _failed_by_itself(first) else []
+    return next(iter([*taken, *failed]), first)
+
+
+def _node(pod: Object) -> int:
+    """The number of a pod among those of its Job; 0 where there is one pod at a time."""
+    return int((pod["metadata"].get("annotations") or {}).get(COMPLETION_INDEX, 0))
+
+
+def _failed_by_itself(pod: Object) -> bool:
+    ended = _ended_with(pod)
+    return ended.get("reason") == "OOMKilled" or ended.get("exitCode") not in (None, 0, *_STOPPED)
+
+
+def _ended_with(pod: Object) -> Object:
+    """How the worker in a pod ended; empty before that."""
+    state: Object = container_status(pod, names.WORKER_CONTAINER).get("state") or {}
+    return state.get("terminated") or {}
+
+
 def _ended(job: Object, pod: Object | None) -> TaskObservation:
-    state = (container_status(pod, names.WORKER_CONTAINER).get("state") or {}) if pod is not None else {}
-    ended = state.get("terminated") or {}
+    ended = _ended_with(pod) if pod is not None else {}
     said = str(ended.get("message") or "")
     spoken = said if parse_termination(said) is not None else ""
     if holds(job, "Complete"):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from tandem_api.errors import ConfigurationError
-from tandem_api.v1alpha1 import OptimizationRun, Status
+from tandem_api.v1alpha1 import OptimizationRun, Spec, Status
+from tandem_api.v1alpha1.prompt_optimizers import DemoSearch, DspyOptimizer
 from tandem_api.v1alpha1.run import ManifestError, Problem
 from tandem_api.v1alpha1.spec import MUTABLE_FIELDS
 from tandem_api.v1alpha1.task import Code, Split
+from tandem_operator.platforms.other_models import other_models, prompt_optimizers
 
 _CLUSTER_SCHEMES = ("configmap:", "pvc:")
 _FORMATS = (".jsonl", ".json", ".csv")
@@ -37,13 +40,24 @@ def resolve(run: OptimizationRun, folder: Path) -> OptimizationRun:
     if program.code is not None:
         code = program.code.model_copy(update={"uri": absolute("spec.program.code.uri", program.code.uri)})
         program = program.model_copy(update={"code": code})
-    elif program.entrypoint is not None or spec.metric.entrypoint is not None:
+    elif _has_entry_points(spec):
         program = program.model_copy(update={"code": Code(uri=folder.resolve().as_uri())})
     model = spec.model.model_copy(update={"uri": absolute("spec.model.uri", spec.model.uri)})
     if problems:
         raise ManifestError(problems)
     data = spec.data.model_copy(update=splits)
     return run.model_copy(update={"spec": spec.model_copy(update={"data": data, "program": program, "model": model})})
+
+
+def _has_entry_points(spec: Spec) -> bool:
+    """Whether anything of the run is code that the manifest names."""
+    if spec.program.entrypoint is not None or spec.metric.entrypoint is not None:
+        return True
+    chosen = [settings for _, settings in prompt_optimizers(spec)]
+    teachers = [settings.teacher for settings in chosen if isinstance(settings, DemoSearch)]
+    classes = [settings.class_name for settings in chosen if isinstance(settings, DspyOptimizer)]
+    has_teacher = any(teacher is not None and teacher.entrypoint is not None for teacher in teachers)
+    return has_teacher or any(":" in name for name in classes)
 
 
 def local_path(uri: str, folder: Path) -> Path:
@@ -92,6 +106,19 @@ def cluster_only(run: OptimizationRun) -> list[Problem]:
         Problem(path, f"found {uri!r}, which only a cluster has; on one machine write file:PATH")
         for path, uri in named
         if uri.startswith(_CLUSTER_SCHEMES)
+    ]
+
+
+def missing_keys(run: OptimizationRun, environment: Mapping[str, str]) -> list[Problem]:
+    """Keys of other models that the run needs and `environment` does not hold."""
+    return [
+        Problem(
+            f"{model.path}.keySecret",
+            f"found {model.key_secret!r}, but {model.variable} is not set; on one machine the key comes from there: "
+            f"export {model.variable}, or remove keySecret if {model.url} takes no key",
+        )
+        for model in other_models(run.spec)
+        if model.key_secret is not None and not environment.get(model.variable)
     ]
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tandem_api.contract import ENV_CACHE
+from tandem_api.contract import ENV_CACHE, StageRequest
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_operator.actions import Action, EmitEvent, EnsureServing, StartTask, StopServing, StopTask
 from tandem_operator.platforms.local.commands import Commands
@@ -33,6 +33,7 @@ from tandem_operator.platforms.local.serving import Serving
 from tandem_operator.platforms.local.storage import EmbeddedStorage, ExternalStorage, Storage, client
 from tandem_operator.platforms.local.tasks import Tasks
 from tandem_operator.platforms.local.workdir import Workdir
+from tandem_operator.platforms.other_models import VARIABLES, models_of
 from tandem_operator.snapshot import Observed
 
 
@@ -147,7 +148,7 @@ class LocalPlatform:
                 self._acted |= self._serving.stop()
             case StartTask():
                 self._storage.wait_until_ready()
-                self._tasks.start(action.name, action.request, self._environment())
+                self._tasks.start(action.name, action.request, {**self._environment(), **_keys(action.request)})
             case StopTask():
                 self._tasks.stop(action.name)
             case EmitEvent():
@@ -184,8 +185,12 @@ class LocalPlatform:
         self.execute(self._run, EmitEvent("Warning", "StorageRestarted", message))
 
     def _base_environment(self) -> dict[str, str]:
-        """Ours without any S3 account: what children get has to be meant for them."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        """Ours without any S3 account or key of a model: what children get has to be meant for them."""
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("AWS_") and name not in VARIABLES.values()
+        }
         return environment | without_proxy(environment)
 
     def _environment(self) -> dict[str, str]:
@@ -201,3 +206,9 @@ class LocalPlatform:
             # OpenMP threads that wait by spinning make torch ten times slower as soon as anything else runs here.
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
+
+
+def _keys(request: StageRequest) -> dict[str, str]:
+    """The keys of the other models that an attempt asks, out of our environment."""
+    wanted = {model.variable for model in models_of(request) if model.key_secret is not None}
+    return {name: value for name, value in os.environ.items() if name in wanted}

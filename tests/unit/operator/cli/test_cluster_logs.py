@@ -238,6 +238,7 @@ def test_moments_are_told_from_texts(line: str, stamp: tuple[str, str] | None, t
 def test_a_task_is_known_by_its_name() -> None:
     name = task_name("small-1p-run", 12, "final", "evaluate", 3)
     assert parse_task(name) == Attempt(12, "final", "evaluate", 3)
+    assert parse_task(task_name("small-1p-run", 2, "w", "select-3", 1)) == Attempt(2, "w", "select-3", 1)
     assert parse_task("anything") is None
     assert sorted(Stage) == sorted(get_args(StageName))
 

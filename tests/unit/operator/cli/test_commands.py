@@ -46,6 +46,18 @@ def test_a_valid_manifest_is_said_to_be_so(tmp_path: Path) -> None:
     assert "run.yaml is valid: small, p -> w -> p -> w" in result.stdout
 
 
+def test_a_key_that_is_not_set_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TANDEM_PROPOSER_API_KEY", raising=False)
+    proposer = {"url": "https://api.example.com/v1", "model": "large", "keySecret": "writer"}
+    path = write_manifest(tmp_path, promptOptimizer={"type": "gepa", "proposer": proposer})
+    result = tandem("run", "-f", path, "--local", "--workdir", tmp_path / "work")
+    assert result.exit_code == 2
+    assert "spec.promptOptimizer.proposer.keySecret: found 'writer', but TANDEM_PROPOSER_API_KEY is" in result.stderr
+    assert not (tmp_path / "work").exists()
+
+
 def test_everything_wrong_is_shown_at_once_with_line_and_field(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(

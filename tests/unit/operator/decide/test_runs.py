@@ -28,6 +28,16 @@ def test_p_w_p_runs_every_stage_once_and_in_order():
     assert status.phase == "Succeeded"
 
 
+def test_vanilla_scores_the_program_as_it_is_and_tests_it():
+    world = finish(World(manifest(strategy="vanilla")))
+    assert world.stages() == ["0baseline:check", "0baseline:evaluate", "1final:evaluate"]
+    status = world.run.status
+    assert condition(world, "Succeeded").status == "True"
+    assert status.strategy == "vanilla"
+    assert (status.best.step, status.best.prompt_set, status.best.adapter) == (0, None, None)
+    assert status.test is not None and status.result is not None
+
+
 def test_after_a_w_everything_runs_on_the_tuned_adapter():
     world = finish(World(manifest(strategy="p -> w -> p")))
     by_stage = {f"{r.index}{r.kind}:{r.stage}": r for r in world.requests}

@@ -55,6 +55,7 @@ class Cluster:
     def __init__(self) -> None:
         Clock.current = START
         self.server_version = (1, 33)
+        self.has_jobsets = True
         self.admission: Callable[[str, Object], None] = lambda verb, thing: None
         """Called with each object before it is stored; may change it, or raise ApiException."""
         self.before_call: Callable[[], None] = lambda: None
@@ -151,6 +152,10 @@ class Cluster:
             return True
 
         return self._write("delete", kind, name, write)
+
+    def serves(self, kind: str) -> bool:
+        self.before_call()
+        return kind != "JobSet" or self.has_jobsets
 
     def version(self) -> tuple[int, int]:
         return self.server_version

@@ -17,6 +17,7 @@ from tandem_api.adapters import DesiredAdapters
 from tandem_api.canonical import digest
 from tandem_api.contract import StageFailure, StageRequest, StageResult
 from tandem_operator.platforms.kubernetes import names
+from tandem_operator.platforms.kubernetes.jobsets import COMPLETION_INDEX
 
 #: The kubelet renews mounted ConfigMaps that often by itself.
 _MOUNT_SECONDS = 60
@@ -58,6 +59,8 @@ class Controllers:
     """How a worker ends; None: it goes on."""
     hold: Callable[[Object], Object | None] = lambda pod: None
     """The status of a pod that cannot start, or does not get ready; None: nothing holds it up."""
+    others: Ending | None = None
+    """How the machines of a JobSet end but the first; None: as the script says."""
     refuse_pods: str = ""
     """Why admission refuses all pods."""
     progress: Callable[[], Any] = lambda: None
@@ -79,6 +82,8 @@ class Controllers:
         self.cluster.pass_time(seconds)
         for pod in self.cluster.all("Pod"):
             self._kubelet(pod)
+        for jobset in self.cluster.all("JobSet"):
+            self._jobset(jobset)
         for job in self.cluster.all("Job"):
             self._job(job)
         for deployment in self.cluster.all("Deployment"):
@@ -174,7 +179,8 @@ class Controllers:
         if labels_of(pod)[names.COMPONENT] == names.CLEANUP:
             answer: StageResult | Ending | None = Ending(self.cleanup_code) if self.cleanup_code else StageResult()
         else:
-            answer = self.script(self.asked[pod["metadata"]["uid"]])
+            is_first = (pod["metadata"].get("annotations") or {}).get(COMPLETION_INDEX, "0") == "0"
+            answer = self.script(self.asked[pod["metadata"]["uid"]]) if is_first or not self.others else self.others
         if answer is None:
             return
         if isinstance(answer, StageResult):
@@ -188,6 +194,18 @@ class Controllers:
         if answer.pod_reason:
             status |= {"reason": answer.pod_reason, "message": answer.pod_message}
         self._set(pod, status)
+
+    def _jobset(self, jobset: Object) -> None:
+        (replicated,) = jobset["spec"]["replicatedJobs"]
+        name = f"{jobset['metadata']['name']}-{replicated['name']}-0"
+        job = self.cluster.find("Job", name)
+        if job is None and not is_going(jobset):
+            body = copied(replicated["template"])
+            body["metadata"] |= {"name": name, "ownerReferences": [_reference(jobset)]}
+            self.cluster.add({"apiVersion": "batch/v1", "kind": "Job", **body})
+        elif job is not None and _ended_job(job):
+            jobset["status"] = {"completionTime": job["status"]["completionTime"]}
+            self._expire(jobset)
 
     def _job(self, job: Object) -> None:
         if is_going(job) or _ended_job(job):
@@ -208,14 +226,19 @@ class Controllers:
                 self._delete(pod)
             if not alive:
                 self._end_job(job, "Failed", "DeadlineExceeded")
-        elif any(status_of(p).get("phase") == "Succeeded" for p in pods):
+        elif sum(status_of(p).get("phase") == "Succeeded" for p in pods) >= spec.get("completions", 1):
             self._end_job(job, "Complete", "CompletionsReached")
         elif len(failed) + status.get("failed", 0) > spec["backoffLimit"]:
+            for pod in alive:
+                self._delete(pod)
             self._end_job(job, "Failed", "BackoffLimitExceeded")
         elif not alive and self.refuse_pods:
             self.cluster.tell(job, "Job", "FailedCreate", self.refuse_pods)
         elif not alive:
-            self._add_pod(job, spec["template"], len(pods))
+            for number in range(len(pods), len(pods) + spec.get("parallelism", 1)):
+                pod = self._add_pod(job, spec["template"], number)
+                if spec.get("completionMode") == "Indexed":
+                    pod["metadata"].setdefault("annotations", {})[COMPLETION_INDEX] = str(number)
 
     def _end_job(self, job: Object, kind: str, reason: str) -> None:
         job["status"]["conditions"] = [{"type": kind, "status": "True", "reason": reason}]
@@ -249,10 +272,9 @@ class Controllers:
 
     def _add_pod(self, owner: Object, template: Object, number: int) -> Object:
         name = f"{owner['metadata']['name']}-{number}-{len(self.cluster.writes)}"
-        kind = {key: owner[key] for key in ("apiVersion", "kind")}
-        reference = {**kind, "name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"], "controller": True}
         body = copied(template)
-        body["metadata"] |= {"name": name, "namespace": owner["metadata"]["namespace"], "ownerReferences": [reference]}
+        where = {"name": name, "namespace": owner["metadata"]["namespace"]}
+        body["metadata"] |= {**where, "ownerReferences": [_reference(owner)]}
         return self.cluster.add({"apiVersion": "v1", "kind": "Pod", **body, "status": {"phase": "Pending"}})
 
     def _delete(self, pod: Object) -> None:
@@ -285,6 +307,11 @@ def ready(pod: Object) -> Object:
         "conditions": [*others, {"type": "Ready", "status": "True", "lastTransitionTime": stamp()}],
         "containerStatuses": [{**c, "ready": True} for c in status["containerStatuses"]],
     }
+
+
+def _reference(owner: Object) -> Object:
+    kind = {key: owner[key] for key in ("apiVersion", "kind")}
+    return {**kind, "name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"], "controller": True}
 
 
 def _ended(pod: Object, ended: Object) -> Object:

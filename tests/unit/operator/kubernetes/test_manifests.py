@@ -22,6 +22,8 @@ HARMLESS_CAPABILITIES = {"NET_BIND_SERVICE"}
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 LONG = "a-run-of-which-the-name-is-as-long-as-any-may-be-0001"[:52]
 RESOURCES = {"limits": {"memory": "8Gi"}, "requests": {"cpu": "2"}}
+WRITER = {"url": "https://api.example.com/v1", "model": "large", "keySecret": "writer"}
+TEACHER = {"url": "http://vllm.team.svc:8000/v1", "model": "teacher", "keySecret": "teacher"}
 SPECS = {
     "plain": {},
     "reload": {"serving": {"adapters": "reload", "resources": GPU}, "training": {"resources": GPU}},
@@ -38,6 +40,14 @@ SPECS = {
         "serving": {"image": "team/vllm:1", "resources": RESOURCES},
         "training": {"resources": {"limits": {"memory": "16Gi"}}},
         "workers": {"resources": {"limits": {"memory": "1Gi"}}, "podTemplate": {"spec": {"nodeSelector": {"a": "b"}}}},
+    },
+    "models": {
+        "strategy": [
+            {"kind": "p", "promptOptimizer": {"type": "mipro", "proposer": WRITER, "teacher": TEACHER}},
+            {"kind": "w"},
+            {"kind": "p"},
+        ],
+        "promptOptimizer": {"type": "gepa", "proposer": {**WRITER, "keySecret": "other"}},
     },
     "account": {"storage": {"s3": {"bucket": "bucket", "serviceAccount": "tandem-s3"}}},
 }
@@ -147,6 +157,22 @@ def test_secrets_are_referred_to_and_never_read():
             assert found["AWS_SESSION_TOKEN"]["valueFrom"]["secretKeyRef"]["optional"] is True
             assert found["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "hugging-face", "key": "HF_TOKEN"}
             assert found["AWS_ENDPOINT_URL"]["value"] == "http://s3:9000"
+
+
+def test_the_keys_of_other_models_reach_the_searches_that_ask_them_and_nothing_else():
+    found: dict[str, Object] = {}
+    for name, template in templates("models").items():
+        for one in template["spec"]["containers"]:
+            for variable in one["env"]:
+                if variable["name"].endswith("_API_KEY"):
+                    found.setdefault(name, {})[variable["name"]] = variable["valueFrom"]["secretKeyRef"]
+    assert found == {
+        "reviews-1p-optimize-1": {
+            "TANDEM_PROPOSER_API_KEY": {"name": "writer", "key": "API_KEY"},
+            "TANDEM_TEACHER_API_KEY": {"name": "teacher", "key": "API_KEY"},
+        },
+        "reviews-3p-optimize-1": {"TANDEM_PROPOSER_API_KEY": {"name": "other", "key": "API_KEY"}},
+    }
 
 
 def test_a_service_account_takes_the_place_of_a_secret():
@@ -352,6 +378,18 @@ def test_an_object_store_in_the_cluster_is_reached_at_its_pods_ports(
     else:
         labels = {"kubernetes.io/metadata.name": namespace}
         assert store == [{"to": [{"namespaceSelector": {"matchLabels": labels}}]}]
+
+
+def test_workers_and_not_servers_reach_the_apis_of_other_models():
+    document = manifest(**SPECS["models"])
+    document["metadata"]["uid"] = "1"
+    policies = network_policies(parse_run(document), settings(networkPolicy={"workerEgressPorts": []}), "system", {})
+    servers, workers = (policy["spec"]["egress"] for policy in policies)
+    api, teacher, pods = [rule for rule in workers if rule not in servers][:-1]
+    assert [port["port"] for port in api["ports"]] == [443]
+    assert [port["port"] for port in teacher["ports"]] == [8000]
+    assert api["to"] == teacher["to"] == servers[1]["to"]
+    assert pods["to"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "team"}
 
 
 def test_network_policies_may_be_switched_off():

@@ -18,6 +18,7 @@ from tandem_operator.platforms.local.manifest import (
     cluster_only,
     local_path,
     missing_files,
+    missing_keys,
     resolve,
 )
 
@@ -64,8 +65,17 @@ def test_code_is_the_manifests_folder_where_there_are_entry_points(tmp_path: Pat
         code = resolved(tmp_path, program=given).spec.program.code
         assert code is not None
         assert code.uri == want.as_uri()
-    metric = resolved(tmp_path, metric={"entrypoint": "metric:score"})
-    assert metric.spec.program.code is not None
+    for other in (
+        {"metric": {"entrypoint": "metric:score"}},
+        {"promptOptimizer": {"teacher": {"entrypoint": "program:strong"}}},
+        {"strategy": [{"kind": "p", "promptOptimizer": {"type": "dspy", "class": "own:Optimizer"}}]},
+    ):
+        assert resolved(tmp_path, **other).spec.program.code is not None
+    for other in (
+        {"promptOptimizer": {"type": "dspy", "class": "SIMBA"}},
+        {"strategy": "w", "promptOptimizer": {"teacher": {"entrypoint": "program:strong"}}},
+    ):
+        assert resolved(tmp_path, **other).spec.program.code is None
 
 
 def test_every_missing_file_is_reported_with_its_field(tmp_path: Path) -> None:
@@ -90,6 +100,21 @@ def test_what_only_a_cluster_has_is_refused(tmp_path: Path) -> None:
     run = resolved(tmp_path, model={"uri": "pvc://claim/model"})
     assert [problem.path for problem in cluster_only(run)] == ["spec.model.uri"]
     assert cluster_only(resolved(tmp_path)) == []
+
+
+def test_a_missing_key_of_another_model_is_named_with_its_variable(tmp_path: Path) -> None:
+    model = {"url": "https://api.example.com/v1", "model": "large", "keySecret": "writer"}
+    steps = [{"kind": "p", "promptOptimizer": {"type": "gepa", "proposer": model}}, {"kind": "p"}, {"kind": "p"}]
+    run = resolved(tmp_path, strategy=steps, promptOptimizer={"teacher": model})
+    found = missing_keys(run, {"TANDEM_TEACHER_API_KEY": ""})
+    assert [problem.path for problem in found] == [
+        "spec.strategy[0].promptOptimizer.proposer.keySecret",
+        "spec.promptOptimizer.teacher.keySecret",
+    ]
+    assert "TANDEM_PROPOSER_API_KEY is not set" in found[0].message
+    assert missing_keys(run, {"TANDEM_TEACHER_API_KEY": "k", "TANDEM_PROPOSER_API_KEY": "k"}) == []
+    # Settings that no step uses ask nobody.
+    assert missing_keys(resolved(tmp_path, strategy="w", promptOptimizer={"teacher": model}), {}) == []
 
 
 def test_a_new_run_gets_a_uid_and_generation_1(tmp_path: Path) -> None:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.unit.operator.local.children import COMMANDS, living, nothing_left, small_run, until
+from tests.unit.operator.local.children import (
+    COMMANDS,
+    WORKER,
+    living,
+    nothing_left,
+    python,
+    small_run,
+    until,
+)
 
 from tandem_api.conditions import SUCCEEDED, is_true
 from tandem_api.errors import ConfigurationError
@@ -60,6 +69,26 @@ def test_a_run_ends_with_its_result_in_the_status_and_nothing_running(workdir: P
     assert run.status.best is not None
     assert run.status.best.id == "aaaaaaaaaaaa@base"
     assert starts(workdir) == ALL_STAGES
+
+
+def test_keys_of_other_models_reach_the_search_that_asks_them_and_nothing_else(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = (
+        "import json, os\n"
+        "stage = json.load(open(os.environ['TANDEM_REQUEST_FILE']))['stage']\n"
+        "keys = sorted(name for name in os.environ if name.endswith('_API_KEY') and name.startswith('TANDEM_'))\n"
+        "with open(os.environ['TANDEM_WORKDIR'] + '.keys', 'a') as file: print(stage, *keys, file=file)\n"
+    )
+    monkeypatch.setenv("TANDEM_PROPOSER_API_KEY", "secret")
+    monkeypatch.setenv("TANDEM_TEACHER_API_KEY", "secret")
+    proposer = {"url": "https://api.example.com/v1", "model": "large", "keySecret": "writer"}
+    asking = {"type": "mipro", "proposer": proposer, "teacher": {"url": "http://localhost:1/v1", "model": "open"}}
+    settings = LocalSettings(commands=replace(COMMANDS, worker=python(note + WORKER)), has_gpu=False)
+    with LocalPlatform(workdir, wanted(workdir, promptOptimizer=asking), settings) as platform:
+        finish(platform)
+    seen = workdir.with_name(workdir.name + ".keys").read_text().splitlines()
+    assert seen == ["check", "evaluate", "optimize TANDEM_PROPOSER_API_KEY", "evaluate"]
 
 
 def test_a_run_that_was_left_at_any_point_goes_on_and_repeats_no_finished_stage(workdir: Path) -> None:

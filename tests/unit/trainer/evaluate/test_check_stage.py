@@ -15,6 +15,7 @@ from tandem_api.canonical import sha256_hex
 from tandem_api.contract import MAX_RESULT_BYTES
 from tandem_api.errors import ConfigurationError, DataError, PreemptedError
 from tandem_trainer.stages import check
+from tandem_trainer.stages.optimize import OPTIMIZERS
 
 ROWS = [{"q": f"question {n}", "a": "yes" if n % 2 else "no"} for n in range(20)]
 METRIC = "def metric(example, prediction, trace=None):\n    return {}\n"
@@ -181,6 +182,73 @@ def test_a_tarball_is_unpacked_without_the_filter_too(
 def test_code_that_is_not_there_is_named(run: Any, train: str, uri: str, error: type[Exception], wanted: str) -> None:
     with pytest.raises(error, match=rf"program\.code\.uri \({uri}\): .*{wanted}"):
         run(train, program={"inline": {"signature": "q -> a"}, "code": {"uri": uri}})
+
+
+TEACHER = """
+import dspy
+def same(hint=""): return dspy.Predict(dspy.Signature("q -> a", "Be thorough. " + hint))
+def reasoned(): return dspy.ChainOfThought("q -> a")
+class Other(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.other = dspy.Predict("q -> a")
+    def forward(self, q): return self.other(q=q)
+"""
+
+
+def with_teacher(folder: Path, name: str, **fields: Any) -> dict[str, Any]:
+    """A spec's fields with that teacher for one step of its own."""
+    module = f"teacher_{folder.name}"  # Python remembers modules by their names
+    code = user_code(folder, module, TEACHER)
+    teacher = {"entrypoint": f"{module}:{name}", **fields}
+    program = {"inline": {"signature": "q -> a", "adapter": "plain"}, "code": code}
+    return {"program": program, "strategy": [{"kind": "p", "promptOptimizer": {"teacher": teacher}}, {"kind": "p"}]}
+
+
+def test_a_teacher_with_the_programs_predictors_is_accepted(run: Any, train: str, tmp_path: Path) -> None:
+    run(train, **with_teacher(tmp_path, "same", arguments={"hint": "Think."}))
+
+
+@pytest.mark.parametrize(
+    ("name", "difference"),
+    [
+        ("Other", "it has other, the program self"),
+        ("missing", "has no 'missing'"),
+        ("same", r"cannot be called with promptOptimizer\.teacher\.arguments \['depth'\]"),
+        ("reasoned", "it has predict, the program self"),
+    ],
+)
+def test_a_teacher_that_cannot_write_demos_is_refused_before_a_model_is_served(
+    run: Any, train: str, tmp_path: Path, name: str, difference: str
+) -> None:
+    fields = {"arguments": {"depth": 2}} if name == "same" else {}
+    with pytest.raises(ConfigurationError, match=rf"strategy step 1: promptOptimizer\.teacher.*{difference}"):
+        run(train, **with_teacher(tmp_path, name, **fields))
+
+
+def test_a_teacher_of_other_fields_is_refused_with_the_difference(run: Any, train: str, tmp_path: Path) -> None:
+    spec = with_teacher(tmp_path, "same")
+    spec["program"]["inline"]["signature"] = "q -> a, b"
+    with pytest.raises(ConfigurationError, match=r"the outputs of 'self' are a, the program's a, b"):
+        run(train, **spec)
+
+
+def test_what_an_optimizer_lacks_is_told_beside_all_else(run: Any, train: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(settings: Any) -> None:
+        raise ConfigurationError(f"promptOptimizer.candidates: {settings.candidates} is no good")
+
+    monkeypatch.setattr("tandem_trainer.prompt.random_search.check", refuse, raising=False)
+    with pytest.raises(ConfigurationError) as caught:
+        run(train, metric={"entrypoint": "no_such_module:metric"}, promptOptimizer={"candidates": 3})
+    told = str(caught.value).splitlines()
+    assert told[0].startswith("metric.entrypoint") and told[1] == "promptOptimizer.candidates: 3 is no good"
+    run(train, strategy="w", promptOptimizer={"candidates": 3})  # no step uses it
+
+
+def test_an_optimizer_without_its_package_is_refused(run: Any, train: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIMIZERS, "gepa", "tandem_trainer.no_such_package")
+    with pytest.raises(ConfigurationError, match=r"promptOptimizer\.type: 'gepa' needs a package .* No module named"):
+        run(train, promptOptimizer={"type": "gepa"})
 
 
 def test_stopping_ends_the_check(make_spec: Any, make_context: Any, train: str) -> None:

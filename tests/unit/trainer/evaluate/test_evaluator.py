@@ -19,7 +19,7 @@ from tandem_api.v1alpha1.status import Artifact, Usage
 from tandem_trainer.evaluate.evaluator import Evaluator, Job, summarize
 from tandem_trainer.evaluate.examples import Example
 from tandem_trainer.evaluate.ledger import Ledger
-from tandem_trainer.evaluate.metrics import Metric, MetricError
+from tandem_trainer.evaluate.metrics import Judgement, Metric, MetricError
 from tandem_trainer.lm.client import BudgetExhausted
 from tandem_trainer.program.running import ProgramRun
 
@@ -87,7 +87,7 @@ def build(
     )
     ledger = Ledger(store, "ledger/")
     ledger.load()
-    metric = metric or Metric("equal", lambda e, p: float(p.a == e.fields["a"]), in_thread=False)
+    metric = metric or Metric("equal", lambda e, p: Judgement(float(p.a == e.fields["a"])), in_thread=False)
     return Evaluator(runner, metric, ledger, request=request, program_sha256="p"), ledger
 
 
@@ -196,12 +196,12 @@ def test_failed_examples_score_zero_and_are_counted_with_their_cause(evaluate: A
 
 @pytest.mark.parametrize("in_thread", [True, False])
 def test_metric_that_fails_on_an_example_is_counted(evaluate: Any, in_thread: bool) -> None:
-    def score(example: Example, prediction: Any) -> float:
+    def judge(example: Example, prediction: Any) -> Judgement:
         if example.id == "e3":
             raise MetricError("returned nan")
-        return 1.0
+        return Judgement(1.0)
 
-    records = evaluate(FakeRunner(), metric=Metric("mine:metric", score, in_thread))
+    records = evaluate(FakeRunner(), metric=Metric("mine:metric", judge, in_thread))
     assert [record.status for record in records].count("metric_failed") == 1
     assert (records[3].score, records[3].error) == (0.0, "mine:metric: returned nan")
 
@@ -209,12 +209,12 @@ def test_metric_that_fails_on_an_example_is_counted(evaluate: Any, in_thread: bo
 def test_slow_metric_of_the_user_does_not_hold_up_the_calls(evaluate: Any) -> None:
     loops: list[Any] = []
 
-    def score(example: Example, prediction: Any) -> float:
+    def judge(example: Example, prediction: Any) -> Judgement:
         with pytest.raises(RuntimeError):
             loops.append(asyncio.get_running_loop())
-        return 1.0
+        return Judgement(1.0)
 
-    evaluate(FakeRunner(), metric=Metric("mine", score, in_thread=True))
+    evaluate(FakeRunner(), metric=Metric("mine", judge, in_thread=True))
     assert not loops
 
 

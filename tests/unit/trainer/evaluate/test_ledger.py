@@ -86,7 +86,7 @@ def test_writers_never_share_a_key_and_sort_by_time() -> None:
 def test_a_garbled_object_is_named_with_its_line() -> None:
     store = MemoryStore()
     store.put(f"{PREFIX}x.jsonl", record("a").model_dump_json().encode() + b'\n{"key": "b", "cand')
-    with pytest.raises(DataError, match=r"s3://bucket/run/ledger/x\.jsonl line 2 is not a scored example"):
+    with pytest.raises(DataError, match=r"s3://bucket/run/ledger/x\.jsonl line 2 is not a ScoredExample"):
         Ledger(store, PREFIX).load()
 
 

@@ -121,6 +121,22 @@ def test_what_a_metric_returns_becomes_a_score(load_code: Any, returned: str, sc
 
 
 @pytest.mark.parametrize(
+    ("returned", "feedback"),
+    [
+        ("0.5", None),
+        ("{'score': 0.5, 'feedback': 'Count again.'}", "Count again."),
+        ("{'score': 0.5}", None),
+        ("__import__('dspy').Prediction(score=0.5, feedback='Count again.')", "Count again."),
+        ("{'score': 0.5, 'feedback': 'x' * 9999}", "x" * 2000),
+    ],
+)
+def test_a_metric_may_say_why(load_code: Any, returned: str, feedback: str | None) -> None:
+    metric = load_code(f"def metric(example, prediction, trace=None):\n    return {returned}\n")
+    judged = metric.judge(Example("1", {"q": "q"}), dspy.Prediction(a="a"))
+    assert (judged.score, judged.feedback) == (0.5, feedback)
+
+
+@pytest.mark.parametrize(
     ("returned", "wanted"),
     [
         ("None", "returned None; a metric returns a number from 0 to 1"),
@@ -129,6 +145,8 @@ def test_what_a_metric_returns_becomes_a_score(load_code: Any, returned: str, sc
         ("-1", "returned -1.0; a score lies"),
         ("1.5", "returned 1.5"),
         ("[1]", "returned a list, not a number"),
+        ("{'feedback': 'x'}", r"returned a dict with \['feedback'\]; it needs a `score`"),
+        ("{'score': 2}", "returned 2.0; a score lies"),
         ("prediction.missing", "AttributeError: .*missing"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("__import__('sys').exit(3)", "SystemExit: 3"),

@@ -12,6 +12,7 @@ from tests.scripted_lm.server import Answer, Fault, ScriptedServer
 
 from tandem_api.contract import Endpoint
 from tandem_api.errors import AdapterMissingError, ServingError
+from tandem_trainer.lm.budget import TokenBudget
 from tandem_trainer.lm.client import (
     SUSPECT_AFTER,
     Backoff,
@@ -218,7 +219,7 @@ def test_a_spent_budget_stops_before_the_next_call() -> None:
             await client.complete(call())
 
     with ScriptedServer() as server:
-        with_client(server.url, work, tokens_left=5)
+        with_client(server.url, work, budget=TokenBudget(5))
         assert len(server.requests) == 2
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tandem_api.errors import ConfigurationError, DataError
-from tandem_api.v1alpha1.optimizers import WeightOptimizer
+from tandem_api.v1alpha1.weight_optimizers import WeightOptimizer
 from tandem_trainer.lora.adapter import continued_adapter, load_adapter, new_adapter, write_adapter
 from tandem_trainer.lora.merge import merged_model, merged_path
 

@@ -45,6 +45,17 @@ def test_only_what_a_resumption_needs_is_uploaded(store: MemoryStore, tmp_path: 
     assert names == {*FILES, "checkpoint.json", "sha256sums.json"}
 
 
+def test_the_random_states_of_all_processes_are_kept(store: MemoryStore, tmp_path: Path) -> None:
+    folder = trainer_folder(tmp_path, "one")
+    for name in ("rng_state_0.pth", "rng_state_1.pth"):
+        (folder / name).write_text(name)
+    kept = checkpoints(store, tmp_path)
+    kept.save(folder, name="epoch-1", step=9, seconds=4.0)
+    found = kept.latest()
+    assert found is not None
+    assert {path.name for path in found.folder.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+
+
 @pytest.mark.parametrize("write", range(1, len(FILES) + 3))
 def test_a_kill_at_any_write_leaves_the_checkpoint_before_it(store: MemoryStore, tmp_path: Path, write: int) -> None:
     checkpoints(store, tmp_path).save(trainer_folder(tmp_path, "one"), name="epoch-1", step=9, seconds=4.0)

@@ -8,6 +8,7 @@ from tests.unit.trainer.lora.tiny import INSTRUCTION, trace
 from tandem_api.errors import ConfigurationError, DataError
 from tandem_api.records import PredictorCall, TraceRow
 from tandem_trainer.lora.dataset import Encoder, Pair, build_training_set, hold_out, select_pairs
+from tandem_trainer.lora.train import _token_row
 
 
 def plain(text: str, completion: str, example: str = "e") -> Pair:
@@ -70,6 +71,17 @@ def test_a_chat_row_ends_with_the_templates_end_of_turn_and_nothing_after_it(tok
     assert tokenizer.decode(row.input_ids[: row.prompt_tokens]) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nGood?<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_the_answers_of_demos_inside_a_prompt_are_not_learnt(tokenizer: Any) -> None:
+    messages = tuple(
+        {"role": role, "content": text}
+        for role, text in (("user", "Good?"), ("assistant", "a demo's answer"), ("user", "Bad?"))
+    )
+    row = Encoder(tokenizer, "chat").encode(Pair("e", "p", messages, "no"))
+    learnt = [label for label in _token_row(row)["labels"] if label != -100]
+    assert tokenizer.decode(learnt) == "no<|im_end|>"
+    assert "a demo's answer" in tokenizer.decode(row.input_ids[: row.prompt_tokens])
 
 
 def test_a_template_that_refuses_the_messages_is_the_users_to_change(model_dir: Any) -> None:

@@ -13,6 +13,7 @@ from tests.scripted_lm.server import Fault, ScriptedServer
 from tests.unit.trainer.program.conftest import ProgramMaker, WithRunner, run, run_once
 
 from tandem_api.errors import AdapterMissingError, ServingError
+from tandem_trainer.lm.budget import TokenBudget
 from tandem_trainer.lm.client import BudgetExhausted
 from tandem_trainer.program.running import ProgramRunner
 
@@ -47,7 +48,7 @@ def test_a_dead_server_is_no_score_even_if_the_program_swallows_the_error(
     with ScriptedServer(models=["other"]) as server, pytest.raises(AdapterMissingError):
         run_once(with_runner, server, program)
     with ScriptedServer() as server, pytest.raises(BudgetExhausted):
-        run_once(with_runner, server, program, tokens_left=0)
+        run_once(with_runner, server, program, budget=TokenBudget(0))
     with ScriptedServer(lambda _: Fault(status=400)) as server:
         assert run_once(with_runner, server, program).prediction.answer == "none"
 

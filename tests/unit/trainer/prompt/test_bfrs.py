@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from tandem_api.records import PredictorCall, PredictorPrompt, PromptSet, ScoredExample
-from tandem_api.v1alpha1.optimizers import PromptOptimizer
+from tandem_api.v1alpha1.prompt_optimizers import BootstrapRandomSearch
 from tandem_trainer.evaluate.examples import Example
 from tandem_trainer.prompt.bfrs import build_candidates, retry_prompts
+from tandem_trainer.prompt.bootstrap import MIN_ROUND, round_size, wanted_examples
 from tandem_trainer.prompt.demos import DemoPool, PredictorFields, build_pool, call_demo, without_own_demos
 
 QA = PredictorFields(("question",), ("answer",))
@@ -25,16 +26,18 @@ def call(predictor: str, number: int, **outputs: Any) -> PredictorCall:
     )
 
 
-def run(number: int, *calls: PredictorCall) -> ScoredExample:
-    return ScoredExample(key=str(number), candidate="c", example=f"train-{number}", score=1.0, calls=calls)
+def run(number: int, *calls: PredictorCall, sample: int = 0) -> ScoredExample:
+    return ScoredExample(
+        key=f"{number}-{sample}", candidate="c", example=f"train-{number}", sample=sample, score=1.0, calls=calls
+    )
 
 
 def prompts(*names: str, demos: tuple[dict[str, Any], ...] = ()) -> PromptSet:
     return PromptSet(predictors={name: PredictorPrompt(instruction=f"Do {name}.", demos=demos) for name in names})
 
 
-def settings(**values: Any) -> PromptOptimizer:
-    return PromptOptimizer.model_validate(values)
+def settings(**values: Any) -> BootstrapRandomSearch:
+    return BootstrapRandomSearch.model_validate(values)
 
 
 EXAMPLES = [example(number) for number in range(20)]
@@ -156,6 +159,48 @@ def test_a_data_set_with_reasoning_fills_up_a_chain_of_thought() -> None:
     assert [demo["reasoning"] for demo in demos_of(first.prompts)] == ["so", "known", "known"]
 
 
+def test_labeled_demos_without_reasoning_stand_beside_others_only_if_that_is_asked_for() -> None:
+    runs = [run(0, call("answer", 0, reasoning="so", answer="said0"))]
+    pool = build_pool({"answer": COT}, EXAMPLES, runs)
+    asked = build_candidates(START, pool, settings(mixLabeled=True), seed=0, step=1)
+    first = next(c for c in asked if c.kind == "bootstrapped")
+    assert [sorted(demo) for demo in demos_of(first.prompts)] == [
+        ["answer", "question", "reasoning"],
+        *[["answer", "question"]] * 2,
+    ]
+
+
+def test_labeled_demos_with_reasoning_stand_apart_from_those_without() -> None:
+    examples = [example(number, **({"reasoning": "known"} if number < 5 else {})) for number in range(20)]
+    pool = build_pool({"answer": COT}, examples, [])
+    for mix, with_reasoning in ((False, {True}), (True, {True, False})):
+        seen = set()
+        for seed in range(5):
+            candidates = build_candidates(START, pool, settings(mixLabeled=mix), seed=seed, step=1)
+            labeled = next(c for c in candidates if c.kind == "labeled")
+            seen |= {"reasoning" in demo for demo in demos_of(labeled.prompts)}
+        assert seen == with_reasoning
+
+
+def test_every_different_passing_trace_of_an_example_may_be_drawn() -> None:
+    said = ["one", "two", "two", "three"]
+    runs = [
+        run(number, call("answer", number, answer=f"{text}{number}"), sample=nth)
+        for number in range(4)
+        for nth, text in enumerate(said)
+    ]
+    pool = build_pool({"answer": QA}, EXAMPLES, reversed(runs))
+    (first, *_) = pool["answer"].bootstrapped
+    assert [demo["answer"] for demo in first.demos] == ["one0", "two0", "three0"]
+    drawn = set()
+    for seed in range(6):
+        for candidate in build_candidates(START, pool, settings(maxLabeledDemos=0), seed=seed, step=1):
+            demos = demos_of(candidate.prompts)
+            assert len({demo["question"] for demo in demos}) == len(demos), "one trace of an example"
+            drawn |= {demo["answer"].rstrip("0123") for demo in demos}
+    assert drawn == {"one", "two", "three"}
+
+
 def test_a_call_that_could_not_be_parsed_or_lacks_a_field_is_no_demo() -> None:
     assert call_demo(call("answer", 0), COT) is None
     assert call_demo(call("answer", 0, answer="a"), COT) is None
@@ -187,6 +232,20 @@ def test_without_labeled_demos_there_is_no_retry() -> None:
     assert (
         retry_prompts(START, qa_pool(), settings(maxLabeledDemos=0), EXAMPLES[0], ("question",), seed=0, step=1) is None
     )
+
+
+def test_bootstrapping_wants_one_passing_example_for_each_demo_and_each_candidate() -> None:
+    assert wanted_examples(settings(candidates=6), 60) == 9
+    assert wanted_examples(settings(candidates=6), 5) == 5
+    assert wanted_examples(settings(passingExamples=2), 60) == 2
+    assert wanted_examples(settings(passingExamples=2, exhaustive=True), 60) == 60
+
+
+def test_rounds_of_bootstrapping_follow_the_rate_at_which_examples_pass() -> None:
+    assert round_size(9, 0, 0) == 18
+    assert round_size(9, 6, 18) == 9
+    assert round_size(9, 8, 18) == MIN_ROUND
+    assert round_size(9, 0, 18) == 180, "when none passes, many are run at once"
 
 
 def test_a_training_example_never_sees_itself_among_the_current_demos() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.scripted_stage import MODEL, TWO_HOPS, ScriptedStage, asked, demos_sh
 
 from tandem_api.errors import PreemptedError
 from tandem_api.records import PredictorPrompt, PromptSet
+from tandem_trainer.context import Stopping
 from tandem_trainer.stages import optimize
 
 BOOTSTRAP_ONLY = {"candidates": 6, "maxLabeledDemos": 0}
@@ -187,8 +189,8 @@ def test_examples_that_failed_are_tried_again_with_labeled_demos(stage: Scripted
     stage.server.lm.answer = lambda request: f"a{asked(request)}" if demos_shown(request) else "no idea"
     result = stage.run()
     assert result.facts["bootstrap_passed"] == 0
-    assert result.facts["retried"] == 24 and result.facts["retry_passed"] == 24
-    for request in stage.server.requests[:48]:
+    assert result.facts["retried"] == 18 and result.facts["retry_passed"] == 18, "enough for the candidates to differ"
+    for request in stage.server.requests[: 24 + 18]:
         assert f"Question: q{asked(request)}\n" not in request["text"].rpartition("\n\n")[0]
     assert {"bootstrapped", "random"} <= {trial["kind"] for trial in stage.trials()}
 
@@ -263,7 +265,111 @@ def test_a_budget_that_ends_leaves_the_best_of_what_was_scored(
     assert stage.calls_of(stage.run) == 0, "a second attempt has no more tokens than the first"
 
 
-def test_progress_names_the_candidate(stage: ScriptedStage, tmp_path: Path) -> None:
+def test_progress_tells_of_the_race(stage: ScriptedStage, tmp_path: Path) -> None:
     stage.run()
     progress = json.loads((tmp_path / "progress.json").read_text())
-    assert progress["message"] == "candidate 6 of 6" and progress["done"] == progress["total"] == 24 + 48
+    assert progress["message"] == "6 of 6 candidates left after 8 of 8 examples"
+    assert progress["done"] == progress["total"] == 24 + 48 and progress["score"] == 1.0
+
+
+def long_validation(stage: ScriptedStage) -> None:
+    """Enough examples for several rounds."""
+    stage.validation = range(100, 160)
+
+
+def test_racing_spares_runs_and_finds_what_a_full_evaluation_finds(stage: ScriptedStage, tmp_path: Path) -> None:
+    long_validation(stage)
+    full = other_stage(
+        stage, tmp_path / "full", optimizer=stage.optimizer | {"exhaustive": True}, validation=stage.validation
+    )
+    raced, exhaustive = stage.run(), full.run()
+    assert raced.prompt_set is not None and raced.scores == exhaustive.scores
+    assert exhaustive.facts["runs"] == exhaustive.facts["full_evaluation_runs"] == exhaustive.usage.calls
+    assert exhaustive.usage.calls == 24 + 6 * 60 and exhaustive.facts["dropped"] == 0
+    assert raced.facts["runs"] == raced.usage.calls < 0.8 * exhaustive.usage.calls
+    assert raced.facts["full_evaluation_runs"] == exhaustive.usage.calls
+    trials = stage.trials()
+    dropped = [trial for trial in trials if trial["dropped"]]
+    assert len(dropped) == raced.facts["dropped"] > 0 and all(trial["n"] < 60 for trial in dropped)
+    assert all(trial["full"] is None for trial in dropped)
+    assert trials[int(raced.facts["winner"])]["n"] == 60
+
+
+def test_the_table_is_written_after_every_round(stage: ScriptedStage) -> None:
+    long_validation(stage)
+    seen: list[int] = []
+
+    def on_put(key: str) -> None:
+        if key.endswith("trials.jsonl"):
+            seen.append(len(stage.server.requests))
+
+    stage.store.on_put = on_put
+    result = stage.run()
+    first = int(result.facts["bootstrap_examples"]) + 6 * 10
+    assert seen[0] == first and len(seen) > 2 and seen[-1] == result.usage.calls
+
+
+def test_killed_at_random_moments_the_race_ends_as_if_undisturbed(stage: ScriptedStage, tmp_path: Path) -> None:
+    long_validation(stage)
+    undisturbed = other_stage(stage, tmp_path / "other", validation=stage.validation)
+    expected = undisturbed.run()
+    draw = random.Random(0)
+    answer = stage.server.lm.answer
+    for turn in range(6):
+        killed = other_stage(stage, tmp_path / f"turn{turn}", validation=stage.validation)
+        before = len(stage.server.requests)
+        killed.stop_at(before + draw.randrange(1, expected.usage.calls))
+        with pytest.raises(PreemptedError):
+            killed.run()
+        stage.server.lm.answer, killed.stopping = answer, Stopping()
+        assert killed.run() == expected and killed.trials() == undisturbed.trials()
+        assert len(stage.server.requests) - before <= expected.usage.calls + stage.concurrency
+
+
+def test_bootstrapping_ends_when_enough_have_passed(stage: ScriptedStage) -> None:
+    stage.server.lm.answer = lambda request: f"a{asked(request)}"
+    result = stage.run()
+    assert result.facts["bootstrap_examples"] == result.facts["bootstrap_passed"] == 18, "all of the first round"
+    stage.store.objects.clear()
+    stage.optimizer = BOOTSTRAP_ONLY | {"passingExamples": 3}
+    assert stage.run().facts["bootstrap_examples"] == 8
+    stage.store.objects.clear()
+    stage.optimizer = BOOTSTRAP_ONLY | {"exhaustive": True}
+    assert stage.run().facts["bootstrap_examples"] == 24
+
+
+def test_several_runs_of_an_example_each_give_their_trace(stage: ScriptedStage) -> None:
+    stage.program, stage.sampling = TWO_HOPS, {"temperature": "0"}
+    stage.optimizer = BOOTSTRAP_ONLY | {"samplesPerExample": 3, "temperature": "0.9", "candidates": 12}
+
+    def wordy(request: dict[str, Any]) -> str:
+        """Right for even numbers; the words of a query are other ones with every seed."""
+        text = hopping(request)
+        return f"{text} way {request['seed']}" if text.startswith("s") else text
+
+    stage.server.lm.answer = wordy
+    result = stage.run()
+    searched = [request for request in stage.server.requests if asked(request) < 100]
+    assert {request["temperature"] for request in searched} == {0.9}
+    assert len(searched) == 3 * 3 * int(result.facts["bootstrap_examples"]), "three samples of three calls"
+    assert {request["temperature"] for request in stage.server.requests if asked(request) >= 100} == {0}
+    shown: dict[str, set[str]] = {}
+    for prompts in stage.prompt_sets():
+        for demo in prompts.predictors["search"].demos:
+            shown.setdefault(demo["question"] + str(demo["hop"]), set()).add(demo["query"])
+    assert max(len(queries) for queries in shown.values()) > 1, "more than one trace of an example was drawn"
+
+
+def test_a_teacher_writes_the_demos_and_the_program_is_scored(stage: ScriptedStage) -> None:
+    stage.optimizer = BOOTSTRAP_ONLY | {"teacher": {"entrypoint": "tests.scripted_stage:two_hops"}}
+    stage.program = TWO_HOPS
+    stage.server.lm.answer = hopping
+    stage.start = PromptSet(
+        predictors={name: PredictorPrompt(instruction="Mine.") for name in ("search", "answer", "idle")}
+    )
+    result = stage.run()
+    assert result.outcome == "done" and int(result.facts["bootstrap_passed"]) > 0
+    for request in stage.server.requests:
+        assert ("Mine." in request["text"]) == (asked(request) >= 100), "the teacher begins with its own prompts"
+    assert any(prompts.predictors["search"].demos for prompts in stage.prompt_sets())
+    assert all(prompts.predictors["search"].instruction == "Mine." for prompts in stage.prompt_sets())

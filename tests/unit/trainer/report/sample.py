@@ -214,18 +214,21 @@ def trials(count: int, winner: int, full: bool = True) -> tuple[Trial, ...]:
     made = []
     for n in range(count):
         score = 0.5 + 0.3 * ((n * 7) % count) / count
-        scored = n < count - 1 or n == winner
+        # The last two are no full ones: one was dropped by the race, the other never run.
+        scored = 0 if n == count - 2 != winner else 11 if n == count - 1 != winner else 25
         made.append(
             Trial(
                 index=n,
                 kind=kinds[n] if n < 4 else "random",
                 prompts=artifact(f"prompts/{n}", n % 5),
-                n=25 if scored else 11,
+                parameters={"instruction": {"self": n}, "seed": HOSTILE} if n % 2 else {},
+                n=scored,
                 score=score if scored else None,
                 low=score - 0.15 if scored else None,
                 high=score + 0.15 if scored else None,
                 errors=n % 3,
                 tokens=1234 * (n + 1),
+                dropped=scored == 11,
                 full=CandidateScore(score=0.725, low=0.57, high=0.84, n=40) if full and n == winner else None,
             )
         )

@@ -138,6 +138,13 @@ def test_the_best_of_a_search_is_not_confused_with_its_runs_on_training_examples
     assert run.gather().changes == Changes(better=2, worse=1, same=2)
 
 
+def test_scores_on_training_examples_are_not_taken_for_those_on_validation(run: Run) -> None:
+    """A search may score its candidates on training examples, whose ids are the same."""
+    run.choose(1, 0)
+    run.ledger(1, "p", "optimize", run.prompts, [0, 0, 0, 0, 0], suffix="t", example_sha256="0" * 64)
+    assert run.gather().changes == Changes(better=2, worse=1, same=2)
+
+
 def test_the_base_prompts_under_an_adapter_are_looked_up_where_they_were_scored(run: Run) -> None:
     run.choose(2, 0)
     facts = run.gather()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
-from tests.unit.trainer.report.sample import BEGAN, HOSTILE, LONG_TEXT, LONG_WORD, RUNS, whole
+from tests.unit.trainer.report.sample import BEGAN, HOSTILE, LONG_TEXT, LONG_WORD, RUNS, spec, whole
 
 from tandem_api.v1alpha1.status import Status
 from tandem_trainer.report.facts import Facts
+from tandem_trainer.report.prompt_settings import prompt_settings
 from tandem_trainer.report.render import render_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -111,6 +113,48 @@ def test_every_candidate_step_and_stage_is_there(facts: Facts) -> None:
             assert f"{trial.tokens:,}" in text
     assert text.count("★ chosen") == sum(bool(search.trials) for search in facts.searches)
     assert f"{facts.usage.tokens:,}" in text and f"{facts.usage.calls:,} calls" in text
+
+
+def test_a_dropped_candidates_score_does_not_look_like_a_full_one() -> None:
+    html = render_report(whole())
+    table = html.partition('id="trials-1"')[2].partition("</table>")[0]
+    rows = [" ".join(re.sub(r"<[^>]*>", " ", row).split()) for row in re.findall(r"<tr.*?</tr>", table, re.DOTALL)]
+    assert rows[-1].startswith("3 bootstrapped dropped instruction: {") and "57.5% so far" in rows[-1]
+    assert "11 of 25" in rows[-1]
+    assert "72.5% 57.5% to 87.5% 25 1" in rows[2], "a full one has its score and n as they are"
+    text = Page(html).text
+    assert "Racing dropped 1 candidate early." in text and "not scored" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, {"candidates": "at most 12", "drops candidates": "at an error rate of 0.05, first after 10 examples"}),
+        ({"exhaustive": True}, {"drops candidates": "never (exhaustive)"}),
+        (
+            {"type": "mipro", "trials": 20, "proposer": {"url": "https://host/v1", "model": "large"}},
+            {"budget": "light, 20 trials", "writes instructions": "large at https://host/v1", "threshold": "1"},
+        ),
+        (
+            {"type": "mipro", "trials": 2, "instructions": 3, "demoSets": 4, "samplesPerExample": 5},
+            {"budget": "3 instructions, 4 demo sets, 2 trials", "runs per example": "5 at temperature 0.7"},
+        ),
+        (
+            {"teacher": {"entrypoint": "a:b", "arguments": {"n": 1}}},
+            {"teacher": 'a:b {"n": 1} on the served model'},
+        ),
+        ({"type": "gepa", "maxMetricCalls": 1000}, {"budget": "at most 1,000 runs of the program"}),
+        (
+            {"type": "gepa", "merge": False},
+            {"budget": "light", "next candidate": "pareto", "writes": "the served model"},
+        ),
+        ({"type": "dspy", "class": "SIMBA", "args": {"bsize": 4}}, {"class": "SIMBA", "arguments": '{"bsize": 4}'}),
+    ],
+)
+def test_the_settings_of_every_type_of_optimizer_are_told(settings: dict[str, Any], told: dict[str, str]) -> None:
+    rows = dict(prompt_settings(spec(promptOptimizer=settings), 1))
+    assert rows["optimizer"] == settings.get("type", "bootstrap-random-search")
+    assert rows.items() >= told.items()
 
 
 def test_a_fold_keeps_the_whole_text_and_short_texts_are_not_folded() -> None:

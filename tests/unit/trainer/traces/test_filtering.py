@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tandem_api.records import PredictorCall, ScoredExample
-from tandem_api.v1alpha1.optimizers import Traces
+from tandem_api.v1alpha1.weight_optimizers import Traces
 from tandem_trainer.traces.filtering import Messages, passed, select_traces
 
 
@@ -88,3 +88,12 @@ def test_completions_that_could_not_be_parsed_are_not_trained_on() -> None:
     assert [[call.completion for call in row.calls] for row in rows] == [["good"]]
     assert len(rows[0].vanilla) == 1
     assert (counts.passed, counts.kept, counts.unparsed) == (1, 1, 1)
+
+
+def test_calls_of_a_predictors_own_model_become_no_rows() -> None:
+    own = call("a query", "search").model_copy(update={"own_lm": True})
+    runs = [run("a", 0, 1.0, "ok", own, call("right")), run("b", 0, 1.0, "ok", own)]
+    rows, counts = select_traces(runs, settings(), ["search", "answer"], vanilla)
+    assert [[each.predictor for each in row.calls] for row in rows] == [["answer"]]
+    assert (counts.passed, counts.kept, counts.unparsed) == (1, 1, 0)
+    assert dict(counts.rows) == {"search": 0, "answer": 1}

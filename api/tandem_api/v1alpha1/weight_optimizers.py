@@ -1,32 +1,39 @@
-"""The settings of the two kinds of optimizers. Defaults follow the papers where they publish a value
-(`docs/manifest.md` says which) and what a first run needs elsewhere."""
+"""The settings of weight optimization. Defaults follow the paper where it publishes a value (`docs/manifest.md` says
+which) and what a first run needs elsewhere."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from tandem_api.v1alpha1.base import Fraction, Integer, Model, PositiveDecimal, cel, rule
+from tandem_api.v1alpha1.status import SELECT_STAGES
 
 
-class PromptOptimizer(Model):
-    """How a `p` step searches for prompts."""
+@dataclass(frozen=True)
+class Preset:
+    """What `rank` and `learningRate` are where a manifest leaves them out, for models up to a size."""
 
-    type: Literal["bootstrap-random-search"] = "bootstrap-random-search"
-    """`bootstrap-random-search`: BFRS, BetterTogether (arXiv 2407.10930) section 3 and appendix."""
-    candidates: Integer = Field(12, ge=1, le=256)
-    """Candidate programs, the zero-shot, labelled and unshuffled ones included."""
-    max_bootstrapped_demos: Integer = Field(3, ge=0, le=64)
-    """Demos from passing traces, per predictor."""
-    max_labeled_demos: Integer = Field(3, ge=0, le=64)
-    """Demos of a predictor in all, filled up with labelled examples where these have all its outputs."""
-    threshold: Fraction = "1"
-    """A trace passes when its score is at least this."""
-    train_size: Integer | None = Field(None, ge=1)
-    """Bootstrap from at most this many training examples (seeded sample)."""
-    validation_size: Integer | None = Field(None, ge=1)
-    """Score candidates on at most this many validation examples (seeded sample) and the best one on all of them."""
+    below: float
+    """For models with fewer parameters than this."""
+    rank: int
+    learning_rate: str
+
+
+#: From small models to large ones. Larger models want smaller steps: QLoRA (arXiv 2305.14314, appendix B.2) halves the
+#: rate from 13B to 33B. Here it falls earlier, because the rows are few and are passed over several times.
+PRESETS = (
+    Preset(1e9, 16, "2e-4"),
+    Preset(4e9, 16, "1e-4"),
+    Preset(15e9, 32, "1e-4"),
+    Preset(float("inf"), 64, "5e-5"),
+)
+
+
+#: As many epochs of a training may be chosen among.
+MAX_KEPT_EPOCHS: Final = len(SELECT_STAGES)
 
 
 class Traces(Model):
@@ -51,18 +58,20 @@ class WeightOptimizer(Model):
 
     type: Literal["lora"] = "lora"
     """LoRA with PEFT; the base weights stay as they are."""
-    rank: Integer = Field(16, ge=1, le=512)
-    """LoRA rank; vLLM serves it under the next of 8, 16, 32, 64, 128, 256, 320, 512. The paper: 32."""
-    alpha: Integer = Field(32, ge=1, le=4096)
-    """LoRA alpha. The paper: 64."""
+    rank: Integer | None = Field(None, ge=1, le=512)
+    """LoRA rank; vLLM serves it under the next of 8, 16, 32, 64, 128, 256, 320, 512. Default: by the model's
+    parameters, 16 below 4B, 32 below 15B, 64 above. The paper: 32."""
+    alpha: Integer | None = Field(None, ge=1, le=4096)
+    """LoRA alpha. Default: twice the rank. The paper: 64."""
     dropout: Fraction = "0"
     """Dropout in the LoRA layers. The paper: 0."""
     target_modules: Literal["all-linear"] | tuple[Annotated[str, Field(max_length=128)], ...] = Field(
         "all-linear", json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}
     )
     """"all-linear" or a list of module names. The paper: ["q_proj", "k_proj"]."""
-    learning_rate: PositiveDecimal = "2e-4"
-    """Peak learning rate. The paper: 1e-5."""
+    learning_rate: PositiveDecimal | None = None
+    """Peak learning rate. Default: by the model's parameters, 2e-4 below 1B, 1e-4 below 15B, 5e-5 above.
+    The paper: 1e-5."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate goes on after the warm-up: it stays, or falls to 0 in a line or half a cosine."""
     warmup_fraction: Fraction = "0.03"
@@ -70,13 +79,16 @@ class WeightOptimizer(Model):
     epochs: Integer = Field(3, ge=1, le=100)
     """Passes over the kept traces. The paper: 5."""
     batch_size: Integer = Field(8, ge=1, le=4096)
-    """Rows per optimizer step, all devices together. The paper: 8."""
+    """Rows per optimizer step, all devices together; a multiple of their number. The paper: 8."""
     micro_batch_size: Integer | None = Field(None, ge=1, le=4096)
-    """Rows per forward pass; default: the whole batch. Must divide batchSize."""
+    """Rows per forward pass of one device; default: its share of the batch. Must divide that share."""
     max_length: Integer = Field(2048, ge=16, le=1_048_576)
     """Rows longer than this many tokens are dropped and counted, never cut."""
     packing: bool = False
     """Put several rows into one sequence where the attention implementation keeps them apart."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which epoch's adapter the step takes: the last one (the paper), or the one that scores best on validation, found
+    by racing the last epoch against up to seven earlier ones."""
     prompts: Literal["vanilla", "optimized"] = "vanilla"
     """Which prompt the training rows carry: the program's original one (the paper) or the one that made the trace."""
     validation_fraction: Fraction = "0.1"
@@ -85,6 +97,25 @@ class WeightOptimizer(Model):
     """Type of the weights and the arithmetic; `auto` is what the hardware does fast."""
     traces: Traces = Traces()
     """Which runs of the program become training rows."""
+
+    @property
+    def highest_rank(self) -> int:
+        """The rank, or the highest that it can come to where it follows the model."""
+        return self.rank or max(preset.rank for preset in PRESETS)
+
+    def for_model(self, parameters: int) -> Self:
+        """With a rank, alpha and learning rate for a model of so many parameters; what is given stays."""
+        preset = next(preset for preset in PRESETS if parameters < preset.below)
+        rank = self.rank or preset.rank
+        chosen = {"rank": rank, "alpha": self.alpha or 2 * rank}
+        return self.model_copy(update={**chosen, "learning_rate": self.learning_rate or preset.learning_rate})
+
+    @property
+    def kept_epochs(self) -> tuple[int, ...]:
+        """The epochs whose adapters are kept, the last one among them: at most eight, evenly spaced."""
+        if self.checkpoint == "last":
+            return (self.epochs,)
+        return tuple(sorted({self.epochs * n // MAX_KEPT_EPOCHS for n in range(1, MAX_KEPT_EPOCHS + 1)} - {0}))
 
     @property
     def lora_shape(self) -> tuple[object, ...]:

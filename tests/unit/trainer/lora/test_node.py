@@ -1,0 +1,31 @@
+"""The worker on one of several machines: one of them writes, all of them read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tandem_api.contract import StorageRef
+from tandem_trainer import main as worker
+from tandem_trainer.lora import node
+
+
+def test_the_first_machine_is_an_ordinary_worker_and_the_others_write_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr(worker, "main", lambda: 0)
+    monkeypatch.setattr(worker, "work", lambda open_store: opened.append(open_store) or 43)
+    monkeypatch.setenv("NODE_RANK", "0")
+    assert node.main() == 0
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert node.main() == 43
+    assert opened == [node.open_reading]
+
+
+def test_a_reading_store_sends_nothing(tmp_path: Path) -> None:
+    # Nobody listens at this address: a request would fail.
+    store = node.open_reading(StorageRef(bucket="bucket", endpoint="http://127.0.0.1:9"))
+    (tmp_path / "file").write_text("text")
+    assert store.put("key", b"data").uri == "s3://bucket/key"
+    assert store.put_folder("folder/", tmp_path).count == 1
+    assert store.delete("folder/") == 0
