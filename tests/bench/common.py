@@ -86,7 +86,13 @@ def in_process(function: Callable[..., T], *arguments: object, log: Path) -> T:
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(_logged, log, function, *arguments).result()
+        future = pool.submit(_logged, log, function, *arguments)
+        try:
+            return future.result()
+        finally:
+            if not future.done():  # we were asked to stop
+                for child in multiprocessing.active_children():
+                    child.terminate()
 
 
 def _logged(log: Path, function: Callable[..., T], *arguments: object) -> T:

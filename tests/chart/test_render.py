@@ -260,6 +260,7 @@ def test_the_operator_has_the_verbs_that_it_uses_and_no_other(render: Render) ->
         "optimizationruns/finalizers": "update",
         # Server-side apply is `patch`, and `create` where there is nothing yet.
         "jobs": "get list watch create patch delete",
+        "jobsets": "get list create patch delete",
         "deployments": "get list watch create patch delete",
         "services": "get create patch delete",
         "configmaps": "get create patch delete",

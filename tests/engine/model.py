@@ -1,4 +1,5 @@
-"""The scripted model of the engine tests: a reader of labels that gets better with demos and with tuning.
+"""The scripted model of the engine tests: a reader of labels that gets better with demos, with instructions that tell
+it a way, and with tuning. Asked for anything but a label, it writes such an instruction.
 
 Deterministic: what it answers depends on the prompt, the seed (where it samples) and the served name alone. Its faults
 come from the environment of the server process: ENGINE_FAULTS, a JSON object {"every": n, "status": code} and the like.
@@ -16,8 +17,10 @@ from typing import Any
 from tests.scripted_lm.server import Fault
 
 ITEM = re.compile(r"^Review: item (\d+) is (good|bad)$", re.MULTILINE)
-#: Share of right answers in percent: unaided, with each demo more, tuned.
-UNAIDED, PER_DEMO, TUNED = 40, 15, 90
+LABEL_WANTED = re.compile(r"Review: item \d+ is (good|bad)\nSentiment:$")
+WAY = re.compile(r"in the way ([0-9a-f]{6})")
+#: Share of right answers in percent: unaided, with each demo more, at most with a way more, tuned.
+UNAIDED, PER_DEMO, BEST_WAY, TUNED = 40, 15, 30, 90
 
 _faults = json.loads(os.environ.get("ENGINE_FAULTS", "{}"))
 _count = 0
@@ -28,14 +31,24 @@ def answer(request: dict[str, Any]) -> str | Fault:
     fault = _fault()
     if fault is not None:
         return fault
-    items = ITEM.findall(request["text"])
+    text = request["text"]
+    if not LABEL_WANTED.search(text):
+        way = _digits(f"{request['seed']}/{text}")[:6]
+        return f"Say whether the review is good or bad, in the way {way}."
+    items = ITEM.findall(text)
     number, label = items[-1]
-    skill = TUNED if request["model"] != "base" else UNAIDED + PER_DEMO * (len(items) - 1)
+    skill = UNAIDED + PER_DEMO * (len(items) - 1) + sum(int(way, 16) % BEST_WAY for way in WAY.findall(text))
+    if request["model"] != "base":
+        skill = TUNED
     # Sampling moves what it gets right; greedy answers are always the same.
     chance = f"{number}/{request['seed'] if request.get('temperature') else ''}"
-    lucky = int(hashlib.sha256(chance.encode()).hexdigest()[:8], 16) % 100 < skill
+    lucky = int(_digits(chance), 16) % 100 < skill
     right = {"good": "positive", "bad": "negative"}[label]
     return f" {right if lucky else 'mu'}"
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _fault() -> Fault | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import jsonschema
 import yaml
@@ -42,6 +43,22 @@ def test_every_call_names_the_model_that_the_step_has(engine):
     tuned = served.index(next(name for name in served if name != "base"))
     assert set(served[:tuned]) == {"base"}
     assert len(set(served[tuned:])) == 1 and served[tuned].startswith("engine-")
+
+
+def test_every_epochs_adapter_is_served_and_the_chosen_one_is_evaluated_and_tested(engine):
+    choice = {"checkpoint": "best", "epochs": 3, "traces": {"samplesPerExample": 2}}
+    engine.spec = {"strategy": "w", "weightOptimizer": choice}
+    engine.drive()
+    step = engine.status()["steps"][1]
+    assert [stage["facts"]["epoch"] for stage in step["stages"] if stage["name"].startswith("select-")] == [3, 2, 1]
+    # The scripted model answers equally well under every adapter: of equal ones the earliest epoch wins.
+    first = step["epochs"][-1]
+    assert (first["epoch"], step["adapter"]) == (1, first["adapter"])
+    assert engine.status()["best"]["adapter"] == first["adapter"]
+    served = Counter(json.loads(line)["model"] for line in engine.log.read_text().splitlines())
+    names = [f"engine-{one['adapter']['sha256'][:16]}" for one in step["epochs"]]
+    # 20 validation examples each; the winner meets the 20 test examples, too, and nothing of it is paid twice.
+    assert [served[name] for name in names] == [20, 20, 40]
 
 
 def test_a_finished_run_started_again_does_nothing(engine):

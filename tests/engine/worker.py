@@ -10,24 +10,36 @@ import tempfile
 import types
 from pathlib import Path
 
-from tandem_api.contract import StageResult
+from tandem_api.contract import EpochDigest, StageResult
+from tandem_api.v1alpha1.status import Artifact
 from tandem_trainer import main
 from tandem_trainer.context import StageContext
 
 
 def train(context: StageContext) -> StageResult:
-    """As the real stage ends: an adapter folder in S3, its artifact in the result."""
+    """As the real stage ends: adapter folders in S3, what they are in the result."""
+    request, layout = context.request, context.request.stage_layout
+    assert request.traces is not None and request.weight_optimizer is not None
+    context.store.fetch(request.traces)
+    earlier = request.weight_optimizer.kept_epochs[:-1]
+    epochs = tuple(
+        EpochDigest(epoch=epoch, sha256=_put(context, layout.epoch_adapter(epoch), f"epoch {epoch}").sha256)
+        for epoch in earlier
+    )
+    adapter = _put(context, layout.adapter, "")
+    return StageResult(adapter=adapter, epochs=epochs, facts={"rows": request.traces.count or 0})
+
+
+def _put(context: StageContext, prefix: str, epoch: str) -> Artifact:
     request = context.request
     assert request.traces is not None
-    context.store.fetch(request.traces)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "adapter_config.json").write_text("{}")
         start = request.start_adapter.sha256 if request.start_adapter else ""
-        content = hashlib.sha256(f"{request.traces.sha256}{start}".encode()).hexdigest()
+        content = hashlib.sha256(f"{request.traces.sha256}{start}{epoch}".encode()).hexdigest()
         (folder / "adapter_model.safetensors").write_text(content)
-        adapter = context.store.put_folder(request.stage_layout.adapter, folder)
-    return StageResult(adapter=adapter, facts={"rows": request.traces.count or 0})
+        return context.store.put_folder(prefix, folder)
 
 
 def install() -> None:

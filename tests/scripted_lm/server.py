@@ -5,7 +5,8 @@
 A script is a function `answer(request: dict) -> str | Fault`. The request is the call's JSON body with three more keys:
 `endpoint` ("chat" or "completions"), `text` (the prompt, or all chat messages one under another) and `nth` (how many
 identical requests came before this one). Like vLLM the server refuses a model that it does not serve with 404, ends
-completions at the request's stop strings and cuts them at `max_tokens` (one word is one token here).
+completions at the request's stop strings and cuts them at `max_tokens`, or `max_completion_tokens` (one word is one
+token here).
 
 HTTP is parsed by hand over an asyncio.Protocol: what is benchmarked is the client, so the server must cost little.
 """
@@ -20,6 +21,7 @@ import importlib.util
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +31,14 @@ from typing import Any, BinaryIO, Self, cast
 import orjson
 import uvloop
 
-REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests", 500: "Internal Server Error"}
+REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    401: "Unauthorized",
+    404: "Not Found",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+}
 
 
 @dataclass(frozen=True)
@@ -65,28 +74,42 @@ class ScriptedLM:
     """What the server answers and what it has seen; knows nothing of sockets."""
 
     def __init__(
-        self, answer: Answer = echo, *, models: Sequence[str] = ("base",), log: BinaryIO | None = None
+        self,
+        answer: Answer = echo,
+        *,
+        models: Sequence[str] = ("base",),
+        log: BinaryIO | None = None,
+        key: str | None = None,
     ) -> None:
+        """`key`: calls without this bearer token are refused; None: anybody may call."""
         self.answer = answer
         self.models = set(models)
         self.log = log
+        self.key = key
         self.calls: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
         self.answered: dict[bytes, int] = {}
         self.seen: dict[bytes, int] = {}
         self.in_flight = 0
         self.max_in_flight = 0
+        self.tokens = 0
+        self.first_call = self.last_answer = 0.0
         self.requests: list[dict[str, Any]] | None = None
         """Every request body, where a test asked for it."""
 
     def stats(self) -> dict[str, Any]:
-        """Counts: `calls` by model, `distinct` bodies, `repeats` (good answers given again), `statuses` and so on."""
+        """Counts: `calls` by model, `distinct` bodies, `repeats` (good answers given again), `statuses` and so on.
+
+        `tokens` are those of all prompts and completions, `seconds` the time from the first call to the last answer.
+        """
         return {
             "calls": dict(self.calls),
             "distinct": len(self.seen),
             "repeats": sum(count - 1 for count in self.answered.values()),
             "statuses": {str(status): count for status, count in self.statuses.items()},
             "max_in_flight": self.max_in_flight,
+            "tokens": self.tokens,
+            "seconds": max(0.0, self.last_answer - self.first_call),
         }
 
     def complete(self, endpoint: str, body: bytes) -> tuple[Fault, bytes]:
@@ -120,7 +143,9 @@ class ScriptedLM:
         if not fault.drop:
             self.answered[key] = self.answered.get(key, 0) + 1
         text = answer if isinstance(answer, str) else fault.text
-        return fault, _completion(request, text, fault.wrong_model or str(model))
+        tokens, body = _completion(request, text, fault.wrong_model or str(model))
+        self.tokens += tokens
+        return fault, body
 
 
 _GOOD = Fault()
@@ -136,11 +161,12 @@ def _error(status: int, message: str, kind: str) -> bytes:
     return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": status}})
 
 
-def _completion(request: dict[str, Any], text: str, model: str) -> bytes:
+def _completion(request: dict[str, Any], text: str, model: str) -> tuple[int, bytes]:
+    """The tokens of prompt and completion, and the response's body."""
     ends = [position for stop in request.get("stop") or () if (position := text.find(stop)) >= 0]
     if ends:
         text = text[: min(ends)]
-    words, limit = text.split(" "), request.get("max_tokens") or 16
+    words, limit = text.split(" "), request.get("max_tokens") or request.get("max_completion_tokens") or 16
     finish = "stop"
     if len(words) > limit:
         text, finish = " ".join(words[:limit]), "length"
@@ -151,7 +177,8 @@ def _completion(request: dict[str, Any], text: str, model: str) -> bytes:
     prompt_tokens, completion_tokens = request["text"].count(" ") + 1, min(len(words), limit)
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
     usage["total_tokens"] = prompt_tokens + completion_tokens
-    return orjson.dumps({"id": "cmpl-1", "created": 0, "model": model, "choices": [choice], "usage": usage})
+    body = {"id": "cmpl-1", "created": 0, "model": model, "choices": [choice], "usage": usage}
+    return usage["total_tokens"], orjson.dumps(body)
 
 
 class _Http(asyncio.Protocol):
@@ -178,13 +205,17 @@ class _Http(asyncio.Protocol):
             method, path, _ = self.buffer[: self.buffer.find(b"\r\n")].split(b" ", 2)
             body = self.buffer[end + 4 : end + 4 + length]
             self.buffer = self.buffer[end + 4 + length :]
-            self._handle(method + b" " + path, body)
+            if self.lm.key is None or f"\r\nauthorization: bearer {self.lm.key.lower()}".encode() in head:
+                self._handle(method + b" " + path, body)
+            else:
+                self._write(401, _error(401, "the key is wrong", "AuthenticationError"))
 
     def _handle(self, route: bytes, body: bytes) -> None:
         lm = self.lm
         if route in (b"POST /v1/completions", b"POST /v1/chat/completions"):
             fault, answer = lm.complete("chat" if b"chat" in route else "completions", body)
             latency = self.latency if fault.latency is None else fault.latency
+            lm.first_call = lm.first_call or time.monotonic()
             lm.in_flight += 1
             lm.max_in_flight = max(lm.max_in_flight, lm.in_flight)
             if latency > 0:
@@ -203,6 +234,7 @@ class _Http(asyncio.Protocol):
 
     def _finish(self, fault: Fault, answer: bytes) -> None:
         self.lm.in_flight -= 1
+        self.lm.last_answer = time.monotonic()
         if fault.drop:
             self.transport.abort()
             return
@@ -229,9 +261,15 @@ class ScriptedServer:
     """The server in a thread of this process: `with ScriptedServer(answer) as server: ... server.url`."""
 
     def __init__(
-        self, answer: Answer = echo, *, models: Sequence[str] = ("base",), latency: float = 0.0, port: int = 0
+        self,
+        answer: Answer = echo,
+        *,
+        models: Sequence[str] = ("base",),
+        latency: float = 0.0,
+        port: int = 0,
+        key: str | None = None,
     ) -> None:
-        self.lm = ScriptedLM(answer, models=models)
+        self.lm = ScriptedLM(answer, models=models, key=key)
         self.lm.requests = []
         self.latency = latency
         self.port = port

@@ -9,6 +9,7 @@ are calls in flight. So a kill loses at most what was in flight and about one ba
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import threading
 import time
@@ -25,6 +26,8 @@ from tandem_api.v1alpha1.status import Usage
 
 #: The shortest time between two writes, unless a whole batch waits.
 INTERVAL_SECONDS = 0.2
+#: How often it is looked whether there is room.
+ROOM_SECONDS = 0.01
 #: Objects read at the same time when a journal is loaded.
 READERS = 8
 
@@ -54,6 +57,7 @@ class Journal(Generic[R]):
         self._calls = self._prompt_tokens = self._completion_tokens = 0
         self._lock = threading.Lock()
         self._pending: list[R] = []  # guarded by the lock: an append must not miss the writer's swap
+        self._unwritten = 0  # guarded by the lock
         self._failure: BaseException | None = None
         self._closing = False
         self._wake = threading.Event()
@@ -87,11 +91,20 @@ class Journal(Generic[R]):
             self._thread.start()
         with self._lock:
             self._pending.append(record)
+            self._unwritten += 1
             waiting = len(self._pending)
         if waiting == 1:
             self._wake.set()
-        elif waiting >= self._batch:
+        elif waiting >= self._batch // 2:
             self._full.set()
+
+    async def room(self) -> None:
+        """Wait while a whole batch is unwritten: to be called before new work is begun.
+
+        So a kill costs at most that batch and what is in flight, also when the store is slower than the model.
+        """
+        while self._unwritten >= self._batch and self._failure is None:  # noqa: ASYNC110 - a thread ends it
+            await asyncio.sleep(ROOM_SECONDS)
 
     def close(self) -> None:
         """Write what is pending and end the thread. Raises what the writing met. Blocks: call it off the event loop."""
@@ -154,3 +167,5 @@ class Journal(Generic[R]):
             self._sequence += 1
             key = f"{self._prefix}{self._writer}-{self._sequence:08d}.jsonl"
             self._store.put(key, ("\n".join(lines) + "\n").encode())
+            with self._lock:
+                self._unwritten -= len(lines)

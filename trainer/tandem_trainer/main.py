@@ -25,7 +25,6 @@ from pydantic import ValidationError
 
 from tandem_api.canonical import canonical_json
 from tandem_api.contract import (
-    ENV_CACHE,
     ENV_PROGRESS_PORT,
     ENV_REQUEST,
     ENV_TERMINATION,
@@ -38,11 +37,9 @@ from tandem_api.contract import (
 from tandem_api.errors import EXIT_DONE, EXIT_RETRYABLE, ConfigurationError, DataError, PreemptedError, TandemError
 from tandem_api.store import ObjectStore, S3Store
 from tandem_api.v1alpha1.status import MAX_MESSAGE, Usage
+from tandem_trainer.cache import cache_folder
 from tandem_trainer.context import Meter, StageContext, Stopping
 from tandem_trainer.progress import ProgressReporter
-
-#: Where models and code are cached unless TANDEM_CACHE says otherwise.
-DEFAULT_CACHE = "~/.cache/tandem"
 
 Stage = Callable[[StageContext], StageResult]
 
@@ -65,7 +62,7 @@ def work(open_store: Callable[[StorageRef], ObjectStore]) -> int:
             request=request,
             store=open_store(request.storage),
             progress=progress,
-            cache=Path(os.environ.get(ENV_CACHE) or DEFAULT_CACHE).expanduser(),
+            cache=cache_folder(),
             stopping=stopping,
             meter=meter,
         )

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -26,12 +25,11 @@ from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock
-
 from tandem_api.canonical import digest
 from tandem_api.contract import MODELS_MOUNT
 from tandem_api.errors import EXIT_CONFIGURATION, EXIT_RETRYABLE, TandemError
 from tandem_api.store import ObjectInfo, ObjectStore, S3Store
+from tandem_trainer.cache import written_once
 
 Dtype = Literal["bfloat16", "float32"]
 #: Opens the bucket of this name.
@@ -131,7 +129,7 @@ def _from_bucket(uri: str, name: str, cache: Path, open_store: OpenStore) -> Pat
         if _model_objects(store, prefix) != files:
             raise ConnectionError(f"model {uri!r} changed while it was downloaded; it is downloaded again")
 
-    return _written_once(cache.absolute() / f"{title}-s3-{listing[:16]}", download)
+    return written_once(cache.absolute() / f"{title}-s3-{listing[:16]}", download)
 
 
 def _model_objects(store: ObjectStore, prefix: str) -> dict[str, ObjectInfo]:
@@ -203,33 +201,10 @@ def _convert(uri: str, gguf: Path, cache: Path, dtype: Dtype) -> Path:
     """The converted model's directory in the cache; writes it if it is not there yet."""
     final = cache.absolute() / f"{gguf.stem.lower()}-{dtype}-v{FORMAT}-{_digest(gguf)[:16]}"
     try:
-        return _written_once(final, lambda folder: _write_safetensors(gguf, folder, dtype))
+        return written_once(final, lambda folder: _write_safetensors(gguf, folder, dtype))
     except (ValueError, KeyError, NotImplementedError) as e:
         reason = f"transformers cannot convert {gguf.name}: {str(e)[:256]}"
         raise ModelError(uri, reason, "use an architecture that transformers reads from GGUF, or safetensors") from e
-
-
-def _written_once(final: Path, write: Callable[[Path], None]) -> Path:
-    """The directory `final`, which appears when `write` has filled it, an empty folder at first.
-
-    One fixed temporary name per model, emptied under the lock: what a killed process left is removed by the next.
-    """
-    if final.is_dir():
-        return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(final.with_name(f".{final.name}.lock")):
-        if final.is_dir():
-            return final
-        unfinished = final.with_name(f".{final.name}.tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        try:
-            write(unfinished)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        unfinished.replace(final)
-    return final
 
 
 def _write_safetensors(gguf: Path, folder: Path, dtype: Dtype) -> None:

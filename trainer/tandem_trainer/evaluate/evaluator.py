@@ -123,6 +123,7 @@ class Evaluator:
 
         async def work() -> None:
             for key, job in todo:
+                await self._ledger.room()
                 await turn.acquire()
                 release_soon(turn.release)
                 if exhausted:

@@ -64,6 +64,7 @@ class Writer:
         return known.texts
 
     async def _ask(self, name: str, messages: tuple[dict[str, Any], ...], how: Writing) -> WrittenText:
+        await self._journal.room()
         calls = [
             LMCall(
                 messages=messages,

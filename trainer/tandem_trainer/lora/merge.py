@@ -9,10 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from filelock import FileLock
-
 from tandem_api.canonical import digest, sha256_hex
 from tandem_api.errors import ConfigurationError
+from tandem_trainer.cache import written_once
 
 FORMAT: Final = 1  # in the name of every merged directory; raise it when the merge itself changes
 _WEIGHTS: Final = frozenset({".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx"})
@@ -26,22 +25,7 @@ def merged_model(model: Path, adapter: Path, cache: Path, sha256: str) -> Path:
     Raises DataError when the adapter is damaged, is not of the model, or is not one that vLLM could serve.
     """
     merged = merged_path(model, cache, sha256)
-    if merged.is_dir():
-        return merged
-    merged.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(merged.with_name(f".{merged.name}.lock")):
-        if merged.is_dir():
-            return merged
-        unfinished = merged.with_name(f".{merged.name}.tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        try:
-            _write_merged(model, adapter, unfinished)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        unfinished.replace(merged)
-    return merged
+    return written_once(merged, lambda folder: _write_merged(model, adapter, folder))
 
 
 def merged_path(model: Path, cache: Path, sha256: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 
 from tandem_api.canonical import digest
-from tandem_api.errors import ConfigurationError, DataError
+from tandem_api.errors import ConfigurationError, DataError, TandemError
 from tandem_api.records import PredictorPrompt, PromptSet
 from tandem_api.v1alpha1.spec import Spec
 from tandem_api.v1alpha1.task import InlineProgram
@@ -168,6 +168,8 @@ def _call_entrypoint(entrypoint: str, arguments: dict[str, Any], code_path: Path
         ) from error
     try:
         module = build(**arguments)
+    except TandemError:  # of our own tools, for example a corpus that cannot be fetched now
+        raise
     except (Exception, SystemExit) as error:
         raise ConfigurationError(f"{field_name}: {entrypoint!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(module, dspy.Module):

@@ -19,9 +19,9 @@ import numpy as np
 from bm25s.stopwords import STOPWORDS_EN  # type: ignore[import-untyped]
 
 from tandem_api.errors import DataError
-from tandem_trainer.models import _written_once
+from tandem_trainer.cache import cache_folder, written_once
 from tandem_trainer.retrieval.passages import Passage, PassageStore, PassageWriter, read_passages
-from tandem_trainer.retrieval.sources import cache_folder, local_file
+from tandem_trainer.retrieval.sources import local_file
 
 FORMAT: Final = 1  # in the name of every index; raise it when what is written, or how words are found, changes
 
@@ -53,7 +53,7 @@ class BM25:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         title = re.sub(r"[^\w.-]", "-", path.stem)
         final = cache_folder().absolute() / "bm25" / f"{title}-v{FORMAT}-{sha256[:16]}"
-        return cls(_written_once(final, lambda folder: _build(path, folder, f"{field} ({corpus})")))
+        return cls(written_once(final, lambda folder: _build(path, folder, f"{field} ({corpus})")))
 
     def __len__(self) -> int:
         """How many passages there are."""

@@ -6,21 +6,14 @@ mounted ConfigMaps, the Hub's token, the cache.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tandem_api.canonical import digest
-from tandem_api.contract import ENV_CACHE
 from tandem_api.errors import ConfigurationError, DataError, StorageUnavailableError
+from tandem_trainer.cache import cache_folder, written_once
 from tandem_trainer.evaluate.files import configmap_file, hub_file
-from tandem_trainer.main import DEFAULT_CACHE
-from tandem_trainer.models import OpenStore, _written_once, open_bucket
-
-
-def cache_folder() -> Path:
-    """The folder that the processes of one machine, or the pods of one claim, share."""
-    return Path(os.environ.get(ENV_CACHE) or DEFAULT_CACHE).expanduser()
+from tandem_trainer.models import OpenStore, open_bucket
 
 
 def local_file(
@@ -86,4 +79,4 @@ def _from_bucket(uri: str, open_store: OpenStore, where: str) -> Path:
             raise StorageUnavailableError(f"{where} changed while it was downloaded; it is downloaded again")
 
     known = digest([uri, found.size, found.etag])[:16]
-    return _written_once(cache_folder().absolute() / "files" / f"{name}-{known}", download) / name
+    return written_once(cache_folder().absolute() / "files" / f"{name}-{known}", download) / name

@@ -160,6 +160,8 @@ def _common(container: Object, run: OptimizationRun, pod: Pod) -> Object:
         {"name": ENV_CACHE, "value": CACHE_MOUNT},
         {"name": "HF_HOME", "value": f"{CACHE_MOUNT}/huggingface"},
         {"name": "VLLM_CACHE_ROOT", "value": f"{CACHE_MOUNT}/vllm"},
+        # Sets of names, in a program or in a library, are walked in the same order by every attempt.
+        {"name": "PYTHONHASHSEED", "value": "0"},
         {"name": "DSPY_CACHEDIR", "value": "/tmp/dspy"},  # noqa: S108
         *storage_environment(run),
     ]

@@ -87,6 +87,8 @@ class Tasks:
                 (folder / leftover).unlink(missing_ok=True)
         write_atomically(files[ENV_REQUEST], request.model_dump_json(by_alias=True, exclude_none=True).encode())
         variables = {key: str(path) for key, path in files.items()}
+        # Sets of names, in a program or in a library, are walked in the same order by every attempt.
+        variables["PYTHONHASHSEED"] = "0"
         log = self._workdir.log(name)
         launch = Launch(name, self._argv, {**environment, **variables}, folder, log)
         kills = oom_kills()

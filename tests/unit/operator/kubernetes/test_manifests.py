@@ -175,6 +175,12 @@ def test_the_keys_of_other_models_reach_the_searches_that_ask_them_and_nothing_e
     }
 
 
+def test_sets_are_walked_in_the_same_order_by_every_attempt():
+    for template in templates("full").values():
+        for one in template["spec"]["containers"]:
+            assert {"name": "PYTHONHASHSEED", "value": "0"} in one["env"]
+
+
 def test_a_service_account_takes_the_place_of_a_secret():
     for template in templates("account").values():
         assert template["spec"]["serviceAccountName"] == "tandem-s3"

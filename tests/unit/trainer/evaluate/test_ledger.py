@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -9,7 +10,7 @@ from tests.memory_store import MemoryStore
 
 from tandem_api.errors import DataError, StorageRefusedError
 from tandem_api.records import PredictorCall, ScoredExample
-from tandem_api.v1alpha1.status import Usage
+from tandem_api.v1alpha1.status import Artifact, Usage
 from tandem_trainer.evaluate.ledger import Ledger
 
 PREFIX = "run/ledger/"
@@ -115,3 +116,41 @@ def test_records_added_while_the_thread_writes_are_never_lost() -> None:
         ledger.add(record(str(n)))
     ledger.close()
     assert len(Ledger(store, PREFIX).load()) == 5000
+
+
+def test_a_store_that_is_slower_than_the_model_holds_new_work_back() -> None:
+    release = threading.Event()
+
+    class Slow(MemoryStore):
+        def put(self, key: str, data: bytes) -> Artifact:
+            release.wait(10)
+            return super().put(key, data)
+
+    async def scenario() -> None:
+        ledger = Ledger(Slow(), PREFIX, batch=2)
+        await ledger.room()
+        ledger.add(record("a"))
+        await ledger.room()
+        ledger.add(record("b"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ledger.room(), 0.2)
+        release.set()
+        await asyncio.wait_for(ledger.room(), 10)
+        ledger.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_fails_holds_nobody_back_for_ever() -> None:
+    class Broken(MemoryStore):
+        def put(self, key: str, data: bytes) -> Artifact:
+            raise StorageRefusedError("no rights")
+
+    async def scenario() -> None:
+        ledger = Ledger(Broken(), PREFIX, batch=1)
+        ledger.add(record("a"))
+        await asyncio.wait_for(ledger.room(), 10)
+        with pytest.raises(StorageRefusedError):
+            ledger.close()
+
+    asyncio.run(scenario())

@@ -173,8 +173,7 @@ class Board:
             self._evaluator,
             [rival.candidate, challenger.candidate],
             self._examples,
-            # It was chosen for its lead so far, so that a look there would tell nothing.
-            replace(self._rules, first_round=max(self._rules.first_round, challenger.known)),
+            self._rules_against(challenger),
             on_run=lambda done, _total, _message, score: self._on_runs(before + done, "a full evaluation", score),
         )
         for tried, scored in zip((rival, challenger), outcome.scored, strict=True):
@@ -183,6 +182,14 @@ class Board:
         if not outcome.is_complete:
             raise BudgetExhausted("the token budget is used up")
         return challenger
+
+    def _rules_against(self, challenger: Tried) -> Rules:
+        """It is the best of all that were tried: its lead is partly luck, and the error rate is shared among these.
+
+        A look before the end of what is known of it would tell nothing.
+        """
+        share = self._rules.error_rate / max(1, len(self._tried) - 1)
+        return replace(self._rules, error_rate=share, first_round=max(self._rules.first_round, challenger.known))
 
     async def _try_minibatches(self, batch: Sequence[Tried]) -> None:
         """The paper's trial: a random minibatch of its own for each."""

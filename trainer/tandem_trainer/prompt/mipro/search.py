@@ -4,7 +4,8 @@
                                               every S trials: the best mean is evaluated in full -> the best of these
 
 Section 3.4, step by step: bootstrap and propose (`demo_sets.py`, `grounding.py`, `proposer.py`), pick (`sources.py`,
-`study.py`), score (`board.py`), and return the best combination that was evaluated in full.
+`study.py`), score (`board.py`), and return the best combination that was evaluated in full. MIPRO proposes before
+anything is scored, so that `grounding.history` is for module-opro and mipro++.
 
 Costs, for T trials in batches of 5, a minibatch of B, a full evaluation every S trials, V examples to search on, and a
 winner that is clearly better than the start. Runs of the program: bootstrapping, B for the starting prompts, about
@@ -76,7 +77,6 @@ class _Search:
         self._sizes = sizes_of(settings, len(task.start.predictors))
         self._seed = (task.seed, task.step, "mipro")
         self._bootstrap = Bootstrap(build_pool(task.fields, task.train, ()), examples=0, passed=0)
-        self._bootstrapped = 0
         self._grounds = Grounds()
         self._proposer: InstructionProposer | None = None
         self._board = self._new_board()
@@ -99,24 +99,21 @@ class _Search:
 
     async def run(self) -> None:
         """Initialize, then search. Raises BudgetExhausted."""
-        board, trials = self._board, self._sizes.trials
+        board, every = self._board, self._settings.full_evaluation_every
         source = await self._initialize()
-        while board.trials < trials:
-            size = self._batch_size(trials - board.trials)
-            batch = await source.ask(size, board.is_settled)
-            if not batch:
-                break
+        while batch := await source.ask(self._batch_size(), board.is_settled):
             source.tell(await board.try_out(batch))
-            if board.trials % self._settings.full_evaluation_every == 0 or board.trials == trials:
+            if board.trials % every == 0:
                 await self._promote(source)
             await self._show()
+        if board.trials % every:
+            await self._promote(source)
 
-    def _batch_size(self, left: int) -> int:
-        """Up to the next full evaluation; the paper's procedure has one trial after another."""
-        if self._settings.exhaustive:
-            return 1
+    def _batch_size(self) -> int:
+        """Trials up to the next full evaluation; the paper's procedure has one trial after another."""
+        left = self._sizes.trials - self._board.trials
         every = self._settings.full_evaluation_every
-        return min(BATCH, left, every - self._board.trials % every)
+        return min(1 if self._settings.exhaustive else BATCH, left, every - self._board.trials % every)
 
     async def _promote(self, source: Source) -> None:
         promoted = await self._board.promote()
@@ -142,7 +139,6 @@ class _Search:
         task, settings = self._task, self._settings
         if self._chooses_demos or settings.grounding.demos:
             self._bootstrap = await bootstrap(task, settings, self._sizes.demo_sets, self._report_bootstrap)
-            self._bootstrapped = self._bootstrap.runs
         await self._board.start(Candidate("starting", task.start))
 
     async def _ground(self, writer: Writer) -> None:
@@ -253,17 +249,17 @@ class _Search:
 
     @property
     def _runs(self) -> int:
-        return self._bootstrapped + self._board.runs
+        return self._bootstrap.runs + self._board.runs
 
     def _expected(self) -> int:
         """Runs there may be at most, but for bootstrapping's second round."""
-        examples = len(self._task.subset)
+        examples = len(self._task.train if self._settings.search_on == "train" else self._task.subset)
         every = self._settings.full_evaluation_every
         trials = self._sizes.trials * min(self._settings.minibatch_size, examples)
-        return self._bootstrapped + trials + examples * (1 + -(-self._sizes.trials // every))
+        return self._bootstrap.runs + trials + examples * (1 + -(-self._sizes.trials // every))
 
     def _report(self, done: int, message: str, score: float | None) -> None:
-        self._task.report(self._bootstrapped + done, self._expected(), message, score)
+        self._task.report(self._bootstrap.runs + done, self._expected(), message, score)
 
     def _report_bootstrap(self, done: int, message: str, score: float | None) -> None:
         self._task.report(done, len(self._task.train) + self._expected(), message, score)

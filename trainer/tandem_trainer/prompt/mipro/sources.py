@@ -35,7 +35,7 @@ class Source(Protocol):
     """Gives candidates and learns from their scores."""
 
     async def ask(self, count: int, is_settled: IsSettled) -> list[Candidate]:
-        """At most `count` different candidates to try next, none of them settled; none at all: the search is over."""
+        """At most `count` different candidates to try next, none of them settled; none: the search is over."""
         ...
 
     def tell(self, scores: Sequence[float]) -> None:

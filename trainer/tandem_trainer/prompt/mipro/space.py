@@ -32,8 +32,8 @@ def sizes_of(settings: Mipro, predictors: int) -> Sizes:
     """What `auto` stands for; `instructions`, `demoSets` and `trials` go before it.
 
     Trials, as in DSPy's MIPROv2: max(2 V log2 n, 1.5 n) for V variables; 10, 18 and 27 for a program of one predictor.
-    To choose from there are n of what the variant chooses, but 2/3 n instructions where it chooses demo sets, too. (DSPy
-    has n / 2 of these; one costs it three calls, and us one.)
+    To choose from there are n of what the variant chooses, but 2/3 n instructions where it chooses demo sets, too.
+    (DSPy has n / 2 of these; each costs it three calls, and us one.)
     """
     n = SIZES[settings.auto]
     has_both = settings.variant == "mipro"

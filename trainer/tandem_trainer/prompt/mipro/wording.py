@@ -145,7 +145,7 @@ def normalized(instruction: str) -> str:
 
 
 _THOUGHTS = re.compile(r"^.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_FENCED = re.compile(r"```[a-z]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCED = re.compile(r"```[a-z]*\n(.*?)(?:\n?```|\Z)", re.DOTALL | re.IGNORECASE)
 _PREAMBLE = re.compile(
     r"^(?:sure|certainly|of course|okay|ok|here(?:'s| is| are)|below)\b[^\n]{0,200}:\s*\n+", re.IGNORECASE
 )
