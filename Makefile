@@ -28,7 +28,7 @@ lint: environment
 	$(PYTHON) tools/gen_manifests.py --check
 
 unit: environment
-	$(PYTHON) -m pytest tests/unit -q
+	$(PYTHON) -m pytest tests/unit -q -n auto
 
 chart: environment
 	$(PYTHON) -m pytest tests/chart -q
