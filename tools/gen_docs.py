@@ -263,6 +263,10 @@ def _scalar(field: dict[str, Any]) -> str:
         r"^[0-9a-f]{64}$": "sha256 in hex",
         r"^[a-z0-9+.-]+:.+$": "URI",
         r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*$": "`package.module:name`",
+        r"^[A-Za-z_][A-Za-z0-9_]*((\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*)?$": (
+            "`Class` or `package.module:Class`"
+        ),
+        r"^https?://[^/?#@\s]+(/[^?#\s]*)?$": "`https://host/v1`",
     }
     pattern = field.get("pattern")
     if pattern in kinds:

@@ -64,8 +64,11 @@ class PaidRecord(Record):
 class WrittenText(PaidRecord):
     """What a model wrote outside of the program: an instruction, a summary, a reflection."""
 
-    texts: tuple[str, ...]
-    """The completions, as many as were asked for."""
+    text: str = ""
+    refused: str | None = None
+    """Why there is no text: the server refused this call. Asked again it might not, and a replay would differ."""
+    too_long: bool = False
+    """It was refused because the prompt does not fit into the model's context."""
 
 
 class ScoredExample(PaidRecord):

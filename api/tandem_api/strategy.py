@@ -52,6 +52,8 @@ def _tokenize(text: str) -> list[tuple[str, int]]:
             column = position + len(text[position:]) - len(text[position:].lstrip())
             word = re.match(r"\w+|.", text[column:])
             found = word.group() if word else text[column:]
+            if found == VANILLA:
+                raise ValueError(f"strategy {text!r}: {VANILLA} stands alone, as the whole text; {_ALLOWED}")
             raise ValueError(f"strategy {text!r}: unexpected {found!r} at character {column + 1}; {_ALLOWED}")
         tokens.append((match.group(1), match.start(1)))
         position = match.end()

@@ -95,7 +95,7 @@ class Journal(Generic[R]):
             waiting = len(self._pending)
         if waiting == 1:
             self._wake.set()
-        elif waiting >= self._batch:
+        if waiting >= self._batch:
             self._full.set()
 
     async def room(self) -> None:

@@ -6,6 +6,7 @@ and refuse unknown fields. Kubernetes objects carry no floating-point numbers, s
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -37,14 +38,50 @@ def _refuse_number(value: Any) -> Any:
     return value
 
 
+def shown(value: Any) -> str:
+    """What was found, for a message: nothing, a mapping, a list, or the value itself in at most 120 characters."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, (dict, list, tuple)):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return repr(value)[:120]
+
+
+class Form:
+    """The form of a text: its pattern for the CRD, and a check whose message says in words what is `allowed`."""
+
+    def __init__(self, pattern: str, allowed: str) -> None:
+        self.pattern = pattern
+        self._allowed = allowed
+
+    def check(self, value: Any) -> Any:
+        """`value`, if it has this form or is no text at all. Raises ValueError."""
+        if isinstance(value, str) and re.fullmatch(self.pattern, value) is None:
+            raise ValueError(f"found {shown(value)}; allowed: {self._allowed}")
+        return value
+
+
+_POSITIVE = Form(r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$", 'a decimal of at least 0 in quotes, such as "0.5" or "5e-4"')
+_FRACTION = Form(r"^(0(\.[0-9]+)?|1(\.0+)?)$", 'a decimal from 0 to 1 in quotes, such as "0.25"')
+_ENTRYPOINT = Form(r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*$", 'a Python object as "package.module:name"')
 #: A decimal number >= 0 as a string: "0.5", "5e-4".
 PositiveDecimal = Annotated[
-    str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$", max_length=24), BeforeValidator(_refuse_number)
+    str,
+    Field(pattern=_POSITIVE.pattern, max_length=24),
+    BeforeValidator(_POSITIVE.check),
+    BeforeValidator(_refuse_number),
 ]
 #: A decimal number in [0, 1] as a string: "0.25".
-Fraction = Annotated[str, Field(pattern=r"^(0(\.[0-9]+)?|1(\.0+)?)$", max_length=24), BeforeValidator(_refuse_number)]
+Fraction = Annotated[
+    str,
+    Field(pattern=_FRACTION.pattern, max_length=24),
+    BeforeValidator(_FRACTION.check),
+    BeforeValidator(_refuse_number),
+]
 #: An integer: neither a text nor a decimal nor true and false, which the API server refuses, too.
 Integer = Annotated[int, Strict()]
+#: true or false: neither a text such as "yes" nor 0 and 1, which the API server refuses, too.
+Boolean = Annotated[bool, Strict()]
 #: A sha256 as 64 lower-case hex digits.
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 
@@ -73,10 +110,7 @@ DataUri = Annotated[str, Field(pattern=_DATA.pattern, max_length=1024), BeforeVa
 #: Where a model lies.
 ModelUri = Annotated[str, Field(pattern=_MODEL.pattern, max_length=1024), BeforeValidator(_MODEL.check)]
 #: A Python object: "package.module:name".
-Entrypoint = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*$", max_length=256),
-]
+Entrypoint = Annotated[str, Field(pattern=_ENTRYPOINT.pattern, max_length=256), BeforeValidator(_ENTRYPOINT.check)]
 #: A free-form object that Tandem passes on.
 FreeForm = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 

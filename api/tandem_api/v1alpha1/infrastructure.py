@@ -72,7 +72,8 @@ class Training(Model):
     nodes: Integer = Field(1, ge=1, le=64)
     """Machines that train together."""
     backend: Literal["job", "jobset", "trainjob"] = "job"
-    """What runs the training on a cluster: a plain Job, a JobSet or a Kubeflow TrainJob."""
+    """What runs the training on a cluster: a plain Job, or a JobSet for several machines; `trainjob` is refused
+    for now."""
     pod_template: FreeForm | None = None
     """A patch of the pod template; Tandem's own fields win."""
 

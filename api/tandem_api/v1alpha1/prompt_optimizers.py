@@ -6,27 +6,57 @@ A field that several types have means the same in all of them. Defaults follow t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from tandem_api.v1alpha1.base import Entrypoint, Fraction, FreeForm, Integer, Model, PositiveDecimal, cel, rule
+from tandem_api.v1alpha1.base import (
+    Boolean,
+    Entrypoint,
+    Form,
+    Fraction,
+    FreeForm,
+    Integer,
+    Model,
+    PositiveDecimal,
+    cel,
+    rule,
+    shown,
+)
+
+_API_PATTERN = r"^https?://[^/?#@\s]+(/[^?#\s]*)?$"
 
 
-def _with_a_port(url: str) -> str:
+def _api_url(url: Any) -> Any:
+    """`url`, if it is an address or no text at all. Raises ValueError, without the keys that may stand in `url`."""
+    if not isinstance(url, str) or (re.fullmatch(_API_PATTERN, url) and _has_a_port(url)):
+        return url
+    without_user = re.sub(r"^(\w+://)?.*@", r"\1...@", url, flags=re.DOTALL)
+    found = re.sub(r"([?#]).*", r"\1...", without_user, flags=re.DOTALL)
+    raise ValueError(
+        f"found {shown(found)}; allowed: an address such as https://host/v1 or https://host:8000/v1, without a user, "
+        "a password or a query (keySecret names the Secret with the key)"
+    )
+
+
+def _has_a_port(url: str) -> bool:
+    """Whether the port of `url` is a number from 0 to 65535, or not given."""
     try:
         urlsplit(url).port  # noqa: B018 - reading it is the check
-    except ValueError as error:
-        raise ValueError(f"found {url!r}: {error}; allowed: https://HOST/v1 or https://HOST:PORT/v1") from error
-    return url
+    except ValueError:
+        return False
+    return True
 
 
 #: The address of an OpenAI-compatible API, as OPENAI_BASE_URL is written: https://host/v1.
-_ApiUrl = Annotated[
-    str, Field(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$", max_length=512), AfterValidator(_with_a_port)
-]
+_ApiUrl = Annotated[str, Field(pattern=_API_PATTERN, max_length=512), BeforeValidator(_api_url)]
+_CLASS = Form(
+    r"^[A-Za-z_][A-Za-z0-9_]*((\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*)?$",
+    'a class of dspy such as "SIMBA", or one of yours as "package.module:Class"',
+)
 
 
 class Proposer(Model):
@@ -37,11 +67,11 @@ class Proposer(Model):
     model: str | None = Field(None, min_length=1, max_length=256)
     """The model's name there."""
     key_secret: str | None = Field(None, min_length=1, max_length=253)
-    """A Secret with API_KEY. On one machine: the environment variable TANDEM_PROPOSER_API_KEY."""
+    """A Secret with API_KEY; without it no key is sent. On one machine: the variable TANDEM_PROPOSER_API_KEY."""
     temperature: PositiveDecimal = "0.7"
     """Sampling temperature of what it writes. The paper: 0.7."""
-    max_tokens: Integer = Field(1024, ge=16, le=131_072)
-    """Longest text that it writes, in tokens."""
+    max_tokens: Integer = Field(512, ge=16, le=131_072)
+    """Longest text that it writes, in tokens; with what it is shown it must fit into the model's context."""
 
     @model_validator(mode="after")
     def _url_with_model(self) -> Self:
@@ -65,7 +95,7 @@ class Teacher(Model):
     model: str | None = Field(None, min_length=1, max_length=256)
     """The model's name there."""
     key_secret: str | None = Field(None, min_length=1, max_length=253)
-    """A Secret with API_KEY. On one machine: the environment variable TANDEM_TEACHER_API_KEY."""
+    """A Secret with API_KEY; without it no key is sent. On one machine: the variable TANDEM_TEACHER_API_KEY."""
     entrypoint: Entrypoint | None = None
     """A program with the same predictors (their names, inputs and outputs), as "package.module:name"."""
     arguments: FreeForm | None = None
@@ -128,13 +158,13 @@ class DemoSearch(Search):
     passing_examples: Integer | None = Field(None, ge=1)
     """Bootstrapping ends once so many training examples have passed. Default: maxBootstrappedDemos and one for each
     candidate or demo set; all training examples with exhaustive."""
-    mix_labeled: bool = False
+    mix_labeled: Boolean = False
     """Let labelled demos that lack the reasoning of a chain of thought stand beside demos that have it."""
     teacher: Teacher | None = None
     """What writes the demos. Default: the program itself on the served model."""
     racing: Racing = Racing()
     """How candidates are dropped early."""
-    exhaustive: bool = False
+    exhaustive: Boolean = False
     """No racing: every candidate gets what the paper's procedure gives it."""
 
 
@@ -150,15 +180,15 @@ class BootstrapRandomSearch(DemoSearch):
 class Grounding(Model):
     """What the proposer is shown (MIPRO, section 3.1); a source that fails is told of, and left out."""
 
-    data: bool = True
+    data: Boolean = True
     """A summary of the training set."""
-    program: bool = True
+    program: Boolean = True
     """A summary of the program, from its code and signatures, and the predictor's role in it."""
-    demos: bool = True
+    demos: Boolean = True
     """Bootstrapped demos of the predictor."""
-    tips: bool = True
+    tips: Boolean = True
     """One of the paper's tips, drawn at random."""
-    history: bool = True
+    history: Boolean = True
     """Instructions of the predictor that were scored before, with their scores."""
 
 
@@ -170,7 +200,9 @@ class Mipro(DemoSearch):
     variant: Literal["mipro", "zero-shot", "bayesian-bootstrap", "module-opro", "mipro++"] = "mipro"
     """`mipro`: instructions and demos; `zero-shot`: instructions only; `bayesian-bootstrap`: demos only;
     `module-opro`: instructions written in rounds from the scored ones before; `mipro++`: instructions, whose
-    proposer's own settings are searched, too."""
+    proposer's own settings are searched, too. `zero-shot`, `module-opro` and `mipro++` do not read demoSets;
+    `module-opro` and `mipro++` do not read instructions; `bayesian-bootstrap` reads neither instructions, grounding
+    nor proposer."""
     auto: Literal["light", "medium", "heavy"] = "light"
     """How much is tried, where `instructions`, `demoSets` or `trials` do not say it."""
     instructions: Integer | None = Field(None, ge=1, le=256)
@@ -199,12 +231,13 @@ class Gepa(Search):
     auto: Literal["light", "medium", "heavy"] = "light"
     """How many runs of the program are made, where `maxMetricCalls` does not say it."""
     max_metric_calls: Integer | None = Field(None, ge=1, le=1_000_000)
-    """Runs of the program in all."""
+    """Runs of the program in the search; those of the starting prompts on the search's validation examples are always
+    made."""
     reflection_minibatch_size: Integer = Field(3, ge=1, le=256)
     """Examples that a reflection looks at."""
     candidate_selection: Literal["pareto", "current-best", "epsilon-greedy"] = "pareto"
     """Which candidate is changed next."""
-    merge: bool = True
+    merge: Boolean = True
     """Combine candidates that are good on different examples."""
     proposer: Proposer = Proposer()
     """The model that reflects and writes."""
@@ -215,9 +248,9 @@ class DspyOptimizer(Search):
 
     type: Literal["dspy"] = "dspy"
     """An optimizer of DSPy."""
-    class_name: str = Field(
-        alias="class", min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*([.:][A-Za-z_][A-Za-z0-9_]*)*$"
-    )
+    class_name: Annotated[
+        str, Field(alias="class", min_length=1, max_length=256, pattern=_CLASS.pattern), BeforeValidator(_CLASS.check)
+    ]
     """Its class: a name in `dspy` such as SIMBA, or "package.module:Class"."""
     args: FreeForm | None = None
     """Arguments of its constructor; Tandem gives the metric and the models (prompt_model, reflection_lm, ...)."""

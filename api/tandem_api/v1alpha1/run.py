@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from tandem_api.errors import ConfigurationError
-from tandem_api.v1alpha1.base import Model
+from tandem_api.v1alpha1.base import Model, shown
 from tandem_api.v1alpha1.prompt_optimizers import TYPES
 from tandem_api.v1alpha1.spec import MUTABLE_FIELDS, Spec
 from tandem_api.v1alpha1.status import Status
@@ -61,6 +61,10 @@ class OptimizationRun(Model):
 
 #: What else pydantic adds to the path of a union's errors.
 _BRANCHES = frozenset({"text", "list", "str", "literal['all-linear']"})
+#: What pydantic's errors of type want, in words.
+_WANTED = {"model_type": "a mapping", "dict_type": "a mapping", "bool_type": "true or false"}
+#: A mapping for fields where another form suggests itself.
+_EXAMPLES = {"promptOptimizer": "{type: mipro}", "strategy": "{kind: p}"}
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,7 @@ def forbidden_changes(old: Spec, new: Spec) -> list[Problem]:
 def parse_run(document: Any) -> OptimizationRun:
     """Read a manifest (already parsed from YAML). Raises ManifestError with every problem and its field path."""
     if not isinstance(document, dict):
-        found = "nothing" if document is None else f"a {type(document).__name__}"
-        raise ManifestError([Problem("(manifest)", f"found {found}; an OptimizationRun is a mapping")])
+        raise ManifestError([Problem("(manifest)", f"found {shown(document)}; an OptimizationRun is a mapping")])
     metadata = document.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     unknown = [
@@ -109,15 +112,15 @@ def parse_run(document: Any) -> OptimizationRun:
         if name not in OBJECT_META
     ]
     missing = unknown + [
-        Problem(name, f"found {document.get(name)!r}; allowed: {wanted!r}")
+        Problem(name, f"found {shown(document.get(name))}; allowed: {wanted!r}")
         for name, wanted in (("apiVersion", API_VERSION), ("kind", KIND))
         if document.get(name) != wanted
     ]
     try:
         run = OptimizationRun.model_validate(document, by_alias=True, by_name=False)
     except ValidationError as error:
-        shown = {problem.path for problem in missing}
-        problems = missing + [p for p in map(_problem, error.errors()) if p.path not in shown]
+        told = {problem.path for problem in missing}
+        problems = missing + [p for p in map(_problem, error.errors()) if p.path not in told]
         raise ManifestError(problems) from error
     if missing:
         raise ManifestError(missing)
@@ -137,10 +140,13 @@ def _problem(error: Any) -> Problem:
         message = "required, but not given"
     elif kind == "union_tag_invalid":
         location.append("type")
-        message = f"found {found.get('type')!r}; allowed: {', '.join(map(repr, TYPES))}"
+        message = f"found {shown(found.get('type'))}; allowed: {', '.join(map(repr, TYPES))}"
+    elif kind in _WANTED:
+        field = next((part for part in reversed(location) if isinstance(part, str)), "")
+        example = f" such as {_EXAMPLES[field]}" if field in _EXAMPLES else ""
+        message = f"found {shown(found)}; allowed: {_WANTED[kind]}{example}"
     elif kind != "value_error":
-        shown = repr(found) if not isinstance(found, (dict, list)) else f"a {type(found).__name__}"
-        message = f"found {shown[:120]}; {message[0].lower()}{message[1:]}"
+        message = f"found {shown(found)}; {message[0].lower()}{message[1:]}"
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     return Problem(path or "(manifest)", message)
 
@@ -164,7 +170,10 @@ def _unknown_field(above: list[int | str], name: str) -> str:
     owners = [kind for kind, other in TYPES.items() if name in _names(other)]
     if owners and model in TYPES.values():
         chosen = next(kind for kind, other in TYPES.items() if other is model)
-        return f"belongs to the type {' and the type '.join(owners)}; {chosen} has {', '.join(allowed)}"
+        here = f"{chosen} (the default)" if chosen == next(iter(TYPES)) else chosen
+        *more, last = owners
+        named = f"{', '.join(more)} or {last}" if more else last
+        return f"belongs to type {named}; the type here is {here}: write type: {owners[0]}, or remove it"
     return _suggest(name, allowed)
 
 

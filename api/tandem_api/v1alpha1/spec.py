@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from tandem_api.strategy import MAX_STEPS, VANILLA, parse_strategy
-from tandem_api.v1alpha1.base import Fraction, Integer, Model, ModelUri, PositiveDecimal, cel, rule
+from tandem_api.v1alpha1.base import Boolean, Fraction, Integer, Model, ModelUri, PositiveDecimal, cel, rule, shown
 from tandem_api.v1alpha1.infrastructure import Serving, Storage, Tracking, Training, Workers
 from tandem_api.v1alpha1.prompt_optimizers import BootstrapRandomSearch, PromptOptimizer
 from tandem_api.v1alpha1.task import Data, Metric, Program
@@ -143,7 +143,7 @@ class Spec(Model):
     """The Kueue LocalQueue of this run's Jobs."""
     priority_class: str | None = Field(None, max_length=253)
     """The PriorityClass of the run's pods."""
-    suspend: bool = False
+    suspend: Boolean = False
     """True stops serving and training, keeps everything, and resumes when it is false again."""
     budget: Budget = Budget()
     """Limits that end the search."""
@@ -158,9 +158,11 @@ class Spec(Model):
         if isinstance(value, str):
             parse_strategy(value)
         elif not isinstance(value, (list, tuple)):
-            raise ValueError(f"found {value!r}; allowed: a text such as 'p -> w -> p', or a list of steps")
+            raise ValueError(f"found {shown(value)}; allowed: a text such as 'p -> w -> p', or a list of steps")
         elif not 1 <= len(value) <= MAX_STEPS:
             raise ValueError(f"the list has {len(value)} steps; allowed: 1 to {MAX_STEPS}")
+        elif any(item == VANILLA or (isinstance(item, dict) and item.get("kind") == VANILLA) for item in value):
+            raise ValueError(f"found {VANILLA!r} in a list; it stands alone: write strategy: {VANILLA}")
         return value
 
     @model_validator(mode="after")

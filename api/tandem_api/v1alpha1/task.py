@@ -84,7 +84,8 @@ class Metric(Model):
     """How an answer is scored, in [0, 1]: exactly one of `entrypoint` and `builtin`."""
 
     entrypoint: Entrypoint | None = None
-    """`metric(example, prediction, trace=None) -> float`, as "package.module:name"."""
+    """`metric(example, prediction, trace=None) -> float`, as "package.module:name". It may also return a dict or a
+    dspy.Prediction with `score` and `feedback`, which gepa reads."""
     builtin: Literal["exact-match", "numeric", "f1", "contains"] | None = None
     """A metric of ours; it compares `field` of the example with the same field of the prediction."""
     field: str | None = Field(None, min_length=1, max_length=128)

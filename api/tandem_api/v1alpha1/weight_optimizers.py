@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tandem_api.v1alpha1.base import Fraction, Integer, Model, PositiveDecimal, cel, rule
+from tandem_api.v1alpha1.base import Boolean, Fraction, Integer, Model, PositiveDecimal, cel, rule
 from tandem_api.v1alpha1.status import SELECT_STAGES
 
 
@@ -84,7 +84,7 @@ class WeightOptimizer(Model):
     """Rows per forward pass of one device; default: its share of the batch. Must divide that share."""
     max_length: Integer = Field(2048, ge=16, le=1_048_576)
     """Rows longer than this many tokens are dropped and counted, never cut."""
-    packing: bool = False
+    packing: Boolean = False
     """Put several rows into one sequence where the attention implementation keeps them apart."""
     checkpoint: Literal["last", "best"] = "last"
     """Which epoch's adapter the step takes: the last one (the paper), or the one that scores best on validation, found

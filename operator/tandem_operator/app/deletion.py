@@ -14,6 +14,7 @@ from tandem_api.v1alpha1.run import KIND, ManifestError, parse_run
 from tandem_operator.actions import EmitEvent
 from tandem_operator.app.queue import Outcome
 from tandem_operator.platforms.kubernetes import jobs, names
+from tandem_operator.platforms.kubernetes.client import FORBIDDEN, NOT_FOUND
 from tandem_operator.platforms.kubernetes.events import post
 from tandem_operator.platforms.kubernetes.platform import KubernetesPlatform, Surroundings
 from tandem_operator.platforms.kubernetes.pod_state import has_ended, holds, is_going, time_of
@@ -41,7 +42,9 @@ def finish_deletion(around: Surroundings, raw: Object) -> Outcome:
     # The JobSet first: it would make its Job again.
     has_jobsets = (raw["spec"].get("training") or {}).get("backend") == "jobset"
     for kind in (names.JOBSET, "Job") if has_jobsets else ("Job",):
-        for job in client.list(kind, namespace, labels=ours):
+        # A cluster may have no JobSets (any more), or an operator no right to them: then there are none of ours.
+        none_if = (FORBIDDEN, NOT_FOUND) if kind == names.JOBSET else ()
+        for job in client.list(kind, namespace, labels=ours, none_if=none_if):
             if not is_over(job) and not is_going(job):
                 client.delete(kind, namespace, job["metadata"]["name"], uid=job["metadata"]["uid"])
     cleanup = client.get("Job", namespace, cleanup_name)

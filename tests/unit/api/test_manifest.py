@@ -77,12 +77,22 @@ def test_all_problems_are_told_at_once_with_their_paths():
         (
             {"promptOptimizer": {"type": "mipro", "candidates": 3}},
             "spec.promptOptimizer.candidates",
-            "belongs to the type bootstrap-random-search; mipro has auto, demoSets, exhaustive",
+            "belongs to type bootstrap-random-search; the type here is mipro: write type: bootstrap-random-search",
         ),
         (
             {"promptOptimizer": {"trials": 3}},
             "spec.promptOptimizer.trials",
-            "belongs to the type mipro; bootstrap-random-search has candidates",
+            "belongs to type mipro; the type here is bootstrap-random-search (the default): write type: mipro, or",
+        ),
+        (
+            {"promptOptimizer": {"auto": "light"}},
+            "spec.promptOptimizer.auto",
+            "belongs to type mipro or gepa; the type here is bootstrap-random-search (the default): write type: mipro,",
+        ),
+        (
+            {"promptOptimizer": {"proposer": {}}},
+            "spec.promptOptimizer.proposer",
+            "belongs to type mipro, gepa or dspy; ",
         ),
         (
             {"promptOptimizer": {"type": "gepa", "merg": True}},
@@ -91,7 +101,31 @@ def test_all_problems_are_told_at_once_with_their_paths():
         ),
         ({"promptOptimizer": {"mipro": {}}}, "spec.promptOptimizer.mipro", "unknown field; allowed: candidates"),
         ({"text": "p"}, "spec.text", "unknown field; "),
-        ({"promptOptimizer": 5}, "spec.promptOptimizer", "found 5; "),
+        *(
+            (
+                {"promptOptimizer": value},
+                "spec.promptOptimizer",
+                f"found {found}; allowed: a mapping such as {{type: mipro}}",
+            )
+            for value, found in ((5, "5"), ("mipro", "'mipro'"), (["mipro"], "a list"))
+        ),
+        ({"strategy": [{"kind": "p"}, "w"]}, "spec.strategy[1]", "found 'w'; allowed: a mapping such as {kind: p}"),
+        (
+            {"strategy": [{"kind": "p", "promptOptimizer": "gepa"}]},
+            "spec.strategy[0].promptOptimizer",
+            "found 'gepa'; allowed: a mapping such as {type: mipro}",
+        ),
+        *(
+            (
+                {"strategy": steps},
+                "spec.strategy",
+                "found 'vanilla' in a list; it stands alone: write strategy: vanilla",
+            )
+            for steps in (["vanilla"], [{"kind": "p"}, {"kind": "vanilla"}])
+        ),
+        ({"evaluation": [1]}, "spec.evaluation", "found a list; allowed: a mapping"),
+        ({"seed": {"a": 1}}, "spec.seed", "found a mapping; "),
+        ({"promptOptimizer": {"type": None}}, "spec.promptOptimizer.type", "found nothing; allowed: 'bootstrap"),
         ({"promptOptimizer": {"type": "dspy"}}, "spec.promptOptimizer.class", "required, but not given"),
         (
             {"promptOptimizer": {"type": "MIPRO"}},
@@ -107,9 +141,26 @@ def test_all_problems_are_told_at_once_with_their_paths():
             (
                 {"promptOptimizer": {"teacher": {"url": url, "model": "m"}}},
                 "spec.promptOptimizer.teacher.url",
-                f"found '{url}'",
+                f"found '{shown}'; allowed: an address such as https://host/v1 or https://host:8000/v1, without a user",
             )
-            for url in ("https://host:99999/v1", "https://key@host/v1", "https://host/v1?key=x")
+            for url, shown in (
+                ("https://host:99999/v1", "https://host:99999/v1"),
+                ("https://key@host/v1", "https://...@host/v1"),
+                ("https://host/v1?key=x", "https://host/v1?..."),
+                ("https://host/v1#key", "https://host/v1#..."),
+                # Passwords that no parser of addresses would take for one.
+                ("https://me:secret/x@host/v1", "https://...@host/v1"),
+                ("https://me:secret?x@host/v1", "https://...@host/v1"),
+                ("me:secret@host/v1", "...@host/v1"),
+            )
+        ),
+        *(
+            (
+                {"promptOptimizer": {"type": "dspy", "class": name}},
+                "spec.promptOptimizer.class",
+                f'found {name!r}; allowed: a class of dspy such as "SIMBA", or one of yours as "package.module:Class"',
+            )
+            for name in ("dspy.SIMBA", "my module:Class", "module:a:b", "module:Outer.Inner")
         ),
         (
             {"strategy": [{"kind": "w"}, {"kind": "p", "promptOptimizer": {"type": "gepa", "auto": "max"}}]},
@@ -118,16 +169,28 @@ def test_all_problems_are_told_at_once_with_their_paths():
         ),
         ({"metric": {"builtin": "bleu", "field": "a"}}, "spec.metric.builtin", "found 'bleu'; input should be"),
         ({"metric": {"builtin": "f1"}}, "spec.metric", "field goes with builtin"),
-        ({"metric": {"entrypoint": "no colon"}}, "spec.metric.entrypoint", "found 'no colon';"),
+        (
+            {"metric": {"entrypoint": "no colon"}},
+            "spec.metric.entrypoint",
+            "found 'no colon'; allowed: a Python object as \"package.module:name\"",
+        ),
         ({"model": {"uri": "SmolLM2"}}, "spec.model.uri", "found 'SmolLM2';"),
         ({"data": {**BASE["data"], "inputs": []}}, "spec.data.inputs", "found a list;"),
         ({"data": {"train": {"uri": "file:x", "limt": 3}, "inputs": ["a"]}}, "spec.data.train.limt", "limit"),
         ({"evaluation": {"maxErrorRate": 0.5}}, "spec.evaluation.maxErrorRate", 'write "0.5" in quotes'),
-        ({"evaluation": {"maxErrorRate": "1.5"}}, "spec.evaluation.maxErrorRate", "found '1.5';"),
+        (
+            {"evaluation": {"maxErrorRate": "1.5"}},
+            "spec.evaluation.maxErrorRate",
+            "found '1.5'; allowed: a decimal from 0 to 1 in quotes, such as \"0.25\"",
+        ),
         ({"evaluation": {"concurrency": 513}}, "spec.evaluation.concurrency", "found 513;"),
         ({"weightOptimizer": {"rank": 1024}}, "spec.weightOptimizer.rank", "found 1024; input should be less than"),
         ({"weightOptimizer": {"targetModules": "q_proj"}}, "spec.weightOptimizer.targetModules", '"all-linear" or a'),
-        ({"weightOptimizer": {"learningRate": "-1"}}, "spec.weightOptimizer.learningRate", "found '-1';"),
+        (
+            {"weightOptimizer": {"learningRate": "-1"}},
+            "spec.weightOptimizer.learningRate",
+            'found \'-1\'; allowed: a decimal of at least 0 in quotes, such as "0.5" or "5e-4"',
+        ),
         ({"serving": {"extraArgs": ["--port=1"]}}, "spec.serving.extraArgs", "found --port, which Tandem sets itself"),
         ({"serving": {"extraArgs": ["8"]}}, "spec.serving.extraArgs", "write each argument as one item"),
         ({"storage": {"s3": {"bucket": "b"}}}, "spec.storage.s3.bucket", "found 'b';"),
@@ -140,16 +203,40 @@ def test_a_wrong_field_is_told_with_its_path_and_what_is_allowed(spec, path, mes
     assert message in found[path]
 
 
-@pytest.mark.parametrize(("manifest", "found"), [(None, "nothing"), ([], "a list"), ("x", "a str")])
+@pytest.mark.parametrize(("manifest", "found"), [(None, "nothing"), ([], "a list"), ("x", "'x'")])
 def test_what_is_no_mapping_is_told_as_such(manifest, found):
     assert problems(manifest) == {"(manifest)": f"found {found}; an OptimizationRun is a mapping"}
+
+
+@pytest.mark.parametrize("field", ["promptOptimizer", "strategy", "evaluation"])
+def test_a_field_without_a_value_is_told_as_nothing(field):
+    manifest = document()
+    manifest["spec"][field] = None
+    assert problems(manifest)[f"spec.{field}"].startswith("found nothing; allowed: a ")
+
+
+def test_no_message_shows_a_password_that_stands_in_an_address():
+    for url in ("https://me:secret@host/v1", "https://me:secret/x@host:1/v1", "https://host/v1?key=secret"):
+        for chosen in (
+            {"type": "gepa", "proposer": {"url": url, "model": "m"}},
+            {"teacher": {"url": url, "model": "m"}},
+        ):
+            with pytest.raises(ManifestError) as caught:
+                parse_run(document(promptOptimizer=chosen))
+            assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["SIMBA", "module:Class", "package.module:Class", "_own:_Class"])
+def test_an_optimizer_of_dspy_is_named_alone_and_an_own_one_with_its_module(name):
+    settings = parse_run(document(promptOptimizer={"type": "dspy", "class": name})).spec.prompts_of(1)
+    assert settings.class_name == name
 
 
 def test_a_manifest_error_is_a_bad_configuration_that_no_retry_helps():
     with pytest.raises(ManifestError) as caught:
         parse_run({})
     assert caught.value.exit_code == EXIT_CONFIGURATION
-    assert str(caught.value).splitlines()[0].startswith("apiVersion: found None; allowed: 'tandem.dev/v1alpha1'")
+    assert str(caught.value).splitlines()[0].startswith("apiVersion: found nothing; allowed: 'tandem.dev/v1alpha1'")
 
 
 @pytest.mark.parametrize("name", ["Reviews", "-reviews", "reviews-", "a" * 53, "", "a.b"])
@@ -236,8 +323,20 @@ def test_an_accepted_decimal_is_a_number_that_every_language_reads(text):
         ({"evaluation": {"concurrency": True}}, "spec.evaluation.concurrency", "integer"),
         ({"weightOptimizer": {"rank": 16.0}}, "spec.weightOptimizer.rank", "integer"),
         ({"prompt_optimizer": {}}, "spec.prompt_optimizer", "did you mean promptOptimizer"),
+        ({"suspend": "yes"}, "spec.suspend", "found 'yes'; allowed: true or false"),
+        ({"weightOptimizer": {"packing": 1}}, "spec.weightOptimizer.packing", "found 1; allowed: true or false"),
+        (
+            {"promptOptimizer": {"mixLabeled": 1, "exhaustive": "yes"}},
+            "spec.promptOptimizer.exhaustive",
+            "found 'yes'; allowed: true or false",
+        ),
+        (
+            {"promptOptimizer": {"type": "mipro", "grounding": {"tips": "no"}}},
+            "spec.promptOptimizer.grounding.tips",
+            "found 'no'; allowed: true or false",
+        ),
+        ({"promptOptimizer": {"type": "gepa", "merge": 0}}, "spec.promptOptimizer.merge", "allowed: true or false"),
     ],
-    ids=["data address", "model address", "text for a number", "true for a number", "decimal", "snake case"],
 )
 def test_what_the_api_server_would_refuse_is_refused_here(change, path, says):
     with pytest.raises(ManifestError) as caught:

@@ -43,8 +43,9 @@ def test_a_strategy_unrolls_to_the_steps_it_was_built_from(built):
 
 def test_vanilla_has_no_steps_and_goes_with_nothing_else():
     assert parse_strategy(" vanilla ") == ()
-    with pytest.raises(ValueError, match="unexpected 'vanilla'"):
-        parse_strategy("vanilla -> p")
+    for text in ("vanilla -> p", "p -> vanilla", "(vanilla){2}"):
+        with pytest.raises(ValueError, match="vanilla stands alone, as the whole text; allowed: vanilla, or p"):
+            parse_strategy(text)
 
 
 @given(st.text("pw->(){}123 x", max_size=24))

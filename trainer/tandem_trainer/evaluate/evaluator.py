@@ -25,7 +25,7 @@ from tandem_trainer.evaluate.ledger import Ledger
 from tandem_trainer.evaluate.metrics import Judgement, Metric, MetricError
 from tandem_trainer.evaluate.statistics import mean_interval, wilson
 from tandem_trainer.lm.client import BudgetExhausted
-from tandem_trainer.program.recording import as_json
+from tandem_trainer.program.recording import as_json, writable
 from tandem_trainer.program.running import ProgramRun, ProgramRunner
 
 #: Called after each finished job of a run: finished, all, and the mean score so far.
@@ -76,6 +76,8 @@ class Evaluator:
         self._max_error_rate = float(spec.evaluation.max_error_rate)
         base = (program_sha256, metric.name, request.endpoint.model, adapter.sha256 if adapter else "", str(spec.seed))
         self._keys = _Keys(base)
+        # A search looks after a few examples already: its error rate is judged at its end.
+        self._in_rounds = request.stage not in ("traces", "evaluate")
         self._finished = 0
         self._causes: Counter[str] = Counter()
         self._shown: dict[str, str] = {}
@@ -91,8 +93,9 @@ class Evaluator:
     ) -> list[ScoredExample]:
         """The scored jobs, in the order of `jobs`; equal jobs are run once. `keep_calls` keeps each run's trace.
 
-        Raises ErrorRateError past `evaluation.maxErrorRate`; ServingError when the server stays away; BudgetExhausted
-        when no tokens are left, after the runs in flight have ended: `scored` then tells what is there.
+        Raises ErrorRateError past `evaluation.maxErrorRate` (in a search only when that is beyond doubt); ServingError
+        when the server stays away; BudgetExhausted when no tokens are left, after the runs in flight have ended:
+        `scored` then tells what is there.
         """
         keys = self._keys.of_all(jobs, keep_calls)
         found = {key: record for key in keys if (record := self._find(key)) is not None}
@@ -102,7 +105,8 @@ class Evaluator:
             self._count(run, record)
         run.report()
         await self._run_all(run, iter(todo.items()))
-        self._check_error_rate(0)
+        if not self._in_rounds:
+            self.check_error_rate()
         return [found[key] for key in keys]
 
     def scored(self, jobs: Sequence[Job], *, keep_calls: bool = False) -> list[ScoredExample | None]:
@@ -161,8 +165,8 @@ class Evaluator:
             sample=job.sample,
             status=status,
             score=judgement.score,
-            error=error[:MAX_ERROR] if error else None,
-            feedback=judgement.feedback,
+            error=writable(error[:MAX_ERROR]) if error else None,
+            feedback=writable(judgement.feedback) if judgement.feedback else None,
             prediction=as_json(dict(outcome.prediction.items())) if outcome.prediction is not None else None,
             seconds=round(outcome.seconds, 4),
             usage=outcome.usage,
@@ -173,7 +177,7 @@ class Evaluator:
         run.found[key] = record
         self._count(run, record)
         if record.status != "ok":
-            self._check_error_rate(run.total - run.finished)
+            self._check_early(run.total - run.finished)
         run.report()
 
     async def _judge(self, example: Example, outcome: ProgramRun) -> tuple[ExampleStatus, Judgement, str | None]:
@@ -198,21 +202,24 @@ class Evaluator:
             self._causes[cause] += 1
             self._shown.setdefault(cause, f"{record.status}: {text[:160]} (example {record.example})")
 
-    def _check_error_rate(self, left: int) -> None:
-        """Raises ErrorRateError when too many failed; early, with jobs `left`, only when that is beyond doubt."""
+    def check_error_rate(self) -> None:
+        """Raises ErrorRateError when too many of all runs so far failed. A search asks at its end."""
         errors = self._causes.total()
-        if not errors or errors <= self._max_error_rate * self._finished:
+        if errors <= self._max_error_rate * self._finished:
             return
-        if left:
-            certain = errors > self._max_error_rate * (self._finished + left)
-            low, _ = wilson(errors / self._finished, self._finished, EARLY_Z)
-            if not certain and (self._finished < MIN_FINISHED or low <= self._max_error_rate):
-                return
         causes = "; ".join(f"{count} times {self._shown[cause]}" for cause, count in self._causes.most_common(3))
         raise ErrorRateError(
             f"{errors} of {self._finished} examples failed, more than evaluation.maxErrorRate "
             f"{self._max_error_rate:g} allows. Most often: {causes}"
         )
+
+    def _check_early(self, left: int) -> None:
+        """The same with `left` jobs of this run to come, when it is beyond doubt."""
+        errors = self._causes.total()
+        low, _ = wilson(errors / self._finished, self._finished, EARLY_Z)
+        certain = not self._in_rounds and errors > self._max_error_rate * (self._finished + left)
+        if certain or (self._finished >= MIN_FINISHED and low > self._max_error_rate):
+            self.check_error_rate()
 
 
 @dataclass

@@ -50,6 +50,11 @@ class Bridge:
             self.close()
             await asyncio.gather(*self._running, return_exceptions=True)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no work is taken any more."""
+        return self._closed
+
     def close(self) -> None:
         """Fail what other threads wait for, so that no thread outlives its stage for long."""
         self._closed = True

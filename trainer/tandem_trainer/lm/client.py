@@ -18,7 +18,7 @@ import tenacity
 from yarl import URL
 
 from tandem_api.contract import Endpoint
-from tandem_api.errors import AdapterMissingError, ServingError
+from tandem_api.errors import AdapterMissingError, ConfigurationError, ServingError
 from tandem_api.v1alpha1.status import Usage
 from tandem_trainer.lm.budget import TokenBudget
 from tandem_trainer.lm.failures import BudgetExhausted as BudgetExhausted
@@ -195,13 +195,22 @@ class LMClient:
     async def _try(self, session: aiohttp.ClientSession, url: URL, body: bytes) -> Completion:
         """One request. Raises Unavailable (or one of its kinds) where another try may help."""
         try:
-            async with self._slots, session.post(url, data=body, allow_redirects=False) as response:
-                data = await response.read()
+            async with self._slots:
+                # Asked here, too: while it waited for its slot, others may have used up what was left.
+                self._budget.check()
+                async with session.post(url, data=body, allow_redirects=False) as response:
+                    data = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             is_slow = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
             raise (Suspect if is_slow else Unavailable)(describe(error)) from error
         if response.status != 200:
-            raise refusal(response.status, data, response.headers.get("Retry-After"))
+            failure = refusal(response.status, data, response.headers.get("Retry-After"))
+            if not self._is_ours and isinstance(failure, (ModelMissing, ServingError)):
+                raise ConfigurationError(
+                    f"the model {self.endpoint.model!r} at {self.endpoint.url}: {failure}; "
+                    "check its url, model and keySecret"
+                )
+            raise failure
         try:
             answer = orjson.loads(data)
             choice, usage, model = answer["choices"][0], answer.get("usage") or {}, answer.get("model")

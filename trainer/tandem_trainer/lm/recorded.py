@@ -10,6 +10,7 @@ Calls come from DSPy's threads, outside of any run of `ProgramRunner`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any, Self
@@ -34,15 +35,18 @@ class Recording:
         self._failure: BaseException | None = None
 
     def check(self) -> None:
-        """Raises the first fault of the infrastructure, if there was one."""
+        """Raises the first fault of the infrastructure, if there was one, and CancelledError once the stage ends:
+        DSPy would count any other exception as a score of 0 and play its search to the end."""
         if self._failure is not None:
             raise self._failure
+        if self.bridge.is_closed:
+            raise asyncio.CancelledError
 
     async def guard(self, work: Coroutine[Any, Any, tuple[str, ...]]) -> tuple[str, ...]:
-        """The completions. Only CallFailedError is the call's own failure."""
+        """The completions. Only CallFailedError is the call's own failure; a program may cancel its own calls."""
         try:
             return await work
-        except CallFailedError:
+        except (CallFailedError, asyncio.CancelledError):
             raise
         except BaseException as error:
             self._failure = self._failure or error

@@ -16,7 +16,7 @@ from tandem_api.canonical import digest, seed_from
 from tandem_api.records import WrittenText
 from tandem_api.v1alpha1.status import Usage
 from tandem_trainer.journal import Journal
-from tandem_trainer.lm.client import LMCall, LMClient, Mode
+from tandem_trainer.lm.client import CallFailedError, LMCall, LMClient, Mode, PromptTooLongError
 
 Messages = Sequence[dict[str, Any]]
 
@@ -50,39 +50,48 @@ class Writer:
         """The completions. Equal arguments give equal answers; `key` sets askers apart that ask the same.
 
         Raises CallFailedError when the server refuses this call, ServingError when it stays away, BudgetExhausted.
+        What has been written until then is kept.
         """
         asked = [self._model, list(messages), how.__dict__, list(key), self._seed, self._mode]
-        name = digest(asked)
+        answers = await asyncio.gather(
+            *(self._one(digest([*asked, nth]), tuple(messages), how) for nth in range(how.count)),
+            return_exceptions=True,
+        )
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return tuple(answer for answer in answers if isinstance(answer, str))
+
+    async def _one(self, name: str, messages: tuple[dict[str, Any], ...], how: Writing) -> str:
         known = self._journal.get(name)
         if known is None:
             # Two that ask the same at the same time get one answer, as they would one after the other.
             task = self._running.get(name)
             if task is None:
-                task = self._running[name] = asyncio.create_task(self._ask(name, tuple(messages), how))
+                task = self._running[name] = asyncio.create_task(self._ask(name, messages, how))
                 task.add_done_callback(lambda _: self._running.pop(name, None))
             known = await asyncio.shield(task)
-        return known.texts
+        if known.refused is not None:
+            raise (PromptTooLongError if known.too_long else CallFailedError)(known.refused)
+        return known.text
 
     async def _ask(self, name: str, messages: tuple[dict[str, Any], ...], how: Writing) -> WrittenText:
         await self._journal.room()
-        calls = [
-            LMCall(
-                messages=messages,
-                mode=self._mode,
-                temperature=how.temperature,
-                top_p=how.top_p,
-                max_tokens=how.max_tokens,
-                stop=how.stop,
-                seed=seed_from(self._seed, name, nth),
-            )
-            for nth in range(how.count)
-        ]
-        completions = await asyncio.gather(*(self._client.complete(call) for call in calls))
-        usage = Usage(
-            calls=len(completions),
-            prompt_tokens=sum(completion.prompt_tokens for completion in completions),
-            completion_tokens=sum(completion.completion_tokens for completion in completions),
+        call = LMCall(
+            messages=messages,
+            mode=self._mode,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            max_tokens=how.max_tokens,
+            stop=how.stop,
+            seed=seed_from(self._seed, name),
         )
-        record = WrittenText(key=name, usage=usage, texts=tuple(completion.text for completion in completions))
+        try:
+            completion = await self._client.complete(call)
+        except CallFailedError as error:
+            record = WrittenText(key=name, refused=str(error), too_long=isinstance(error, PromptTooLongError))
+        else:
+            tokens = {"prompt_tokens": completion.prompt_tokens, "completion_tokens": completion.completion_tokens}
+            record = WrittenText(key=name, usage=Usage(calls=1, **tokens), text=completion.text)
         self._journal.add(record)
         return record

@@ -45,14 +45,28 @@ def context_length(model: Path) -> int | None:
 def parameter_count(model: Path) -> int:
     """The numbers in the model's safetensors files, by their headers: no weights are read.
 
-    Raises ConfigurationError for a damaged file. Weights of several numbers in one (4-bit formats) count as one.
+    Raises ConfigurationError for a damaged file, and where there is none that transformers reads. Weights of several
+    numbers in one (4-bit formats) count as one.
     """
     return sum(
         math.prod(tensor["shape"])
-        for file in model.glob("*.safetensors")
+        for file in _weights(model)
         for name, tensor in _header(file).items()
         if name != "__metadata__"
     )
+
+
+def _weights(model: Path) -> list[Path]:
+    """The files that hold the model. Beside them there may be the same weights once more (consolidated.safetensors)."""
+    named = _read(model / "model.safetensors.index.json").get("weight_map")
+    files = sorted({model / name for name in named.values()} if named else model.glob("model*.safetensors"))
+    if not files:
+        found = ", ".join(sorted(file.name for file in model.glob("*.safetensors"))) or "none"
+        raise ConfigurationError(
+            f"model: *.safetensors found in {model}: {found}; wanted: model.safetensors, or the files that "
+            "model.safetensors.index.json names; save the model with save_pretrained()"
+        )
+    return files
 
 
 def _header(file: Path) -> dict[str, Any]:

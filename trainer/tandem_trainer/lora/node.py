@@ -1,7 +1,7 @@
 """The worker on one of several machines that train together: `python -m tandem_trainer.lora.node`.
 
 The first machine (NODE_RANK 0) is an ordinary worker. The others do the same work up to the training's end, and write
-nothing to the object store: there is one result, and the first machine has it.
+nothing to the object store: there is one result, and the first machine has it and tells it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from tandem_api.canonical import sha256_hex
-from tandem_api.contract import StorageRef
+from tandem_api.contract import ENV_TERMINATION, StorageRef
+from tandem_api.errors import EXIT_DONE
 from tandem_api.store import S3Store
 from tandem_api.v1alpha1.status import Artifact
 from tandem_trainer import main as worker
@@ -43,7 +44,11 @@ def main() -> int:
     """Do this machine's part. Returns the process's exit code; never raises."""
     if os.environ.get(ENV_NODE, "0") == "0":
         return worker.main()
-    return worker.work(open_reading)
+    code = worker.work(open_reading)
+    said = os.environ.get(ENV_TERMINATION)
+    if code == EXIT_DONE and said:
+        Path(said).write_text("")  # an empty result is none; why a machine failed it says itself
+    return code
 
 
 if __name__ == "__main__":

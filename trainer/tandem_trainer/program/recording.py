@@ -184,14 +184,21 @@ def _reserve(scope: RunScope, count: int) -> int:
 def as_json(value: Any) -> Any:
     """`value` as plain JSON; what JSON cannot hold is kept as text."""
     kind = type(value)
-    if kind is str or kind is int or kind is bool or value is None:
+    if kind is str:
+        return writable(value)
+    if kind is int or kind is bool or value is None:
         return value
     if kind is float:
         return value if math.isfinite(value) else str(value)
     if kind is dict:
-        return {str(key): as_json(item) for key, item in value.items()}
+        return {writable(str(key)): as_json(item) for key, item in value.items()}
     if kind is list or kind is tuple:
         return [as_json(item) for item in value]
     plain = serialize_for_json(value)
     # Other types come back as built-in ones; a subclass of those would be looked at for ever.
-    return as_json(plain) if type(plain) in (str, int, float, bool, dict, list, type(None)) else str(plain)
+    return as_json(plain) if type(plain) in (str, int, float, bool, dict, list, type(None)) else writable(str(plain))
+
+
+def writable(text: str) -> str:
+    """`text` with a question mark for half of a surrogate pair: a model may write one, and no file can hold it."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -69,7 +69,10 @@ async def bootstrap(task: SearchTask, settings: BootstrapRandomSearch, report: R
         program, evaluator = await task.teacher(settings.teacher)
         start = program.vanilla
     bootstrapper = Bootstrapper(evaluator, task.fields, settings, task.inputs, task.seed, task.step)
-    return await bootstrapper.run(start, task.train, report)
+    found = await bootstrapper.run(start, task.train, report)
+    if evaluator is not task.evaluator:
+        evaluator.check_error_rate()  # of the teacher alone: it has no other runs
+    return found
 
 
 @dataclass(frozen=True)

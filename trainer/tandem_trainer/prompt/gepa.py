@@ -100,12 +100,26 @@ async def optimize(task: SearchTask, settings: Gepa) -> Found:
         "search_examples": len(task.subset),
     }
     message = None
+    if task.train:
+        message = _no_room(settings, limit, train=len(task.train), examples=len(task.subset))
     if not finals.is_complete:
         message = f"the token budget ended the search after {search.runs} of {limit} runs; {len(pool)} candidates"
     if finals.best is None:
         return Found(is_complete=False, message=message, facts=facts)
     facts |= {"winner": leader if finals.winner else 0, "winner_kind": finals.best.candidate.kind}
     return Found(finals.best.candidate.prompts, finals.best.full, finals.is_complete, message, facts)
+
+
+def _no_room(settings: Gepa, limit: int, *, train: int, examples: int) -> str | None:
+    """Why nothing but the starting prompts could be found; None where the limit leaves room for one new candidate."""
+    minibatch = min(settings.reflection_minibatch_size, train)
+    least = 2 * examples + 2 * minibatch
+    if limit >= least:
+        return None
+    return (
+        f"promptOptimizer.maxMetricCalls: found {limit}; no new candidate fits: the starting prompts take {examples} "
+        f"runs, one reflection {2 * minibatch} and a new candidate {examples}; allowed: at least {least}"
+    )
 
 
 @dataclass(frozen=True)

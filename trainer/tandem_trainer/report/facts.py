@@ -14,7 +14,7 @@ from typing import Any
 from tandem_api.contract import CandidateScore, StageRequest
 from tandem_api.records import PromptSet, ScoredExample
 from tandem_api.store import ObjectStore
-from tandem_api.v1alpha1.status import Candidate, StageName, StageStatus, Status, StepStatus, Usage
+from tandem_api.v1alpha1.status import SELECT_STAGES, Candidate, StageName, StageStatus, Status, StepStatus, Usage
 from tandem_trainer.context import StageContext
 from tandem_trainer.evaluate.examples import Example, load_splits
 from tandem_trainer.evaluate.ledger import Ledger
@@ -274,15 +274,23 @@ def _records(
     step = request.status.steps[candidate.step] if request.status else None
     if step is None:
         return {}
-    stage: StageName = "optimize" if step.kind == "p" else "evaluate"
-    ledger = Ledger(store, request.layout.stage(step.index, step.kind, stage).ledger).load()
     return {
         record.example: record
-        for record in ledger.values()
+        for stage in _scoring_stages(step, candidate)
+        for record in Ledger(store, request.layout.stage(step.index, step.kind, stage).ledger).load().values()
         if record.candidate == prompts_sha256
         and record.example_sha256 in ("", examples.get(record.example))
         and _is_bare(record)
     }
+
+
+def _scoring_stages(step: StepStatus, candidate: Candidate) -> tuple[StageName, ...]:
+    """The stages whose ledgers hold runs of the candidate. The choice among epochs scores the original prompts, and is
+    all there is where the step was stopped before its evaluation."""
+    if step.kind == "p":
+        return ("optimize",)
+    selects = zip(SELECT_STAGES, step.epochs, strict=False)
+    return (*(name for name, epoch in selects if epoch.adapter == candidate.adapter), "evaluate")
 
 
 def _is_bare(record: ScoredExample) -> bool:

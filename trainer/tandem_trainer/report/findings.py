@@ -94,6 +94,8 @@ def verdict(facts: Facts) -> Verdict:
     details: list[str] = []
     if baseline is None:
         headline = f"The best program scores {percent(best.score)} on validation."
+    elif not any(step.kind in ("p", "w") for step in facts.status.steps):
+        headline = f"The unchanged program scores {percent(best.score)} on validation."
     elif facts.is_unchanged:
         headline = f"No step beat the unchanged program, which scores {percent(best.score)} on validation."
     else:

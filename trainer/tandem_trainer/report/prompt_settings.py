@@ -18,10 +18,12 @@ from tandem_api.v1alpha1.prompt_optimizers import (
 from tandem_api.v1alpha1.spec import Spec
 
 Row = tuple[str, str]
+#: MIPRO's variants that leave the demos as they are.
+INSTRUCTIONS_ONLY = ("zero-shot", "module-opro", "mipro++")
 
 
-def prompt_settings(spec: Spec, index: int) -> tuple[Row, ...]:
-    """The settings of step `index` that a reader should know, each with its name."""
+def prompt_settings(spec: Spec, index: int, *, predictors: int) -> tuple[Row, ...]:
+    """The settings of step `index` that a reader should know, each with its name; `predictors`: of the program."""
     chosen = spec.prompts_of(index)
     start = spec.steps[index - 1].start_from or "original"
     rows: list[Row] = [("optimizer", chosen.type), ("starts from", f"the {start} prompts")]
@@ -34,7 +36,8 @@ def prompt_settings(spec: Spec, index: int) -> tuple[Row, ...]:
             calls = chosen.max_metric_calls
             rows.append(("budget", chosen.auto if calls is None else f"at most {calls:,} runs of the program"))
             rows.append(("reflects on", f"{chosen.reflection_minibatch_size} examples at a time"))
-            rows.append(("next candidate", chosen.candidate_selection + (", merged ones, too" if chosen.merge else "")))
+            merged = ", merged ones, too" if chosen.merge and predictors > 1 else ""
+            rows.append(("next candidate", chosen.candidate_selection + merged))
         case DspyOptimizer():
             rows.append(("class", chosen.class_name))
             rows += [
@@ -56,18 +59,30 @@ def _mipro(chosen: Mipro) -> Iterator[Row]:
     yield "budget", ", ".join(given) if len(given) == len(counts) else ", ".join([chosen.auto, *given])
     yield "scores on", f"{chosen.search_on}, {chosen.minibatch_size} examples a trial"
     yield "in full", f"the best mean after every {chosen.full_evaluation_every} trials"
-    yield "writes instructions", _model(chosen.proposer)
+    if chosen.variant != "bayesian-bootstrap":
+        yield "writes instructions", _model(chosen.proposer)
 
 
 def _demos(chosen: DemoSearch) -> Iterator[Row]:
-    yield "demos", f"at most {chosen.max_bootstrapped_demos} bootstrapped, {chosen.max_labeled_demos} in all"
+    if isinstance(chosen, Mipro) and chosen.variant in INSTRUCTIONS_ONLY:
+        yield "demos", "those of the starting prompts"
+        if chosen.grounding.demos and chosen.max_bootstrapped_demos:
+            yield "shown to the proposer", "bootstrapped demos"
+            yield from _bootstrapping(chosen)
+    else:
+        most = max(chosen.max_bootstrapped_demos, chosen.max_labeled_demos)
+        yield "demos", f"at most {chosen.max_bootstrapped_demos} bootstrapped, {most} in all"
+        yield from _bootstrapping(chosen)
+    error_rate = f"at an error rate of {chosen.racing.error_rate}, first after {chosen.racing.first_round} examples"
+    yield "drops candidates", "never (exhaustive)" if chosen.exhaustive else error_rate
+
+
+def _bootstrapping(chosen: DemoSearch) -> Iterator[Row]:
     yield "threshold", chosen.threshold
     if chosen.samples_per_example > 1:
         yield "runs per example", f"{chosen.samples_per_example} at temperature {chosen.temperature}"
     if chosen.teacher is not None:
         yield "teacher", _teacher(chosen.teacher)
-    error_rate = f"at an error rate of {chosen.racing.error_rate}, first after {chosen.racing.first_round} examples"
-    yield "drops candidates", "never (exhaustive)" if chosen.exhaustive else error_rate
 
 
 def _teacher(teacher: Teacher) -> str:

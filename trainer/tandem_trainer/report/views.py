@@ -5,7 +5,7 @@ Called by `render`. Counts that stages report get their names in words here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from tandem_api.records import PredictorPrompt
 from tandem_api.v1alpha1.spec import Spec
-from tandem_api.v1alpha1.status import StageStatus, StepStatus
+from tandem_api.v1alpha1.status import SELECT_STAGES, StageStatus, StepStatus
+from tandem_api.v1alpha1.weight_optimizers import WeightOptimizer
 from tandem_trainer.report import formats
 from tandem_trainer.report.facts import Facts, Search, Training
 from tandem_trainer.report.plots import LossPoint, loss_plot
@@ -43,6 +44,19 @@ class SearchView:
 
 
 @dataclass(frozen=True)
+class EpochView:
+    """An epoch's adapter, raced against the best before it."""
+
+    epoch: int
+    score: str | None
+    """Over `examples`; None where the race was not settled."""
+    examples: int | None
+    standing: str
+    """Against those before it."""
+    is_taken: bool
+
+
+@dataclass(frozen=True)
 class TrainingView:
     """One `w` step for the page."""
 
@@ -53,6 +67,8 @@ class TrainingView:
     facts: tuple[tuple[str, str], ...]
     traces: tuple[tuple[str, str], ...]
     """What the traces stage before it counted."""
+    epochs: tuple[EpochView, ...]
+    """What it chose among, in the order in which they were scored; empty where it takes the last epoch."""
     log: tuple[dict[str, float], ...]
     every: int
     """The table holds each n-th line of the log."""
@@ -74,13 +90,12 @@ def search_view(facts: Facts, search: Search) -> SearchView:
     stage = _stage(step, "optimize")
     counts = dict(stage.facts) if stage else {}
     winner = counts.pop("winner", None)
-    counts.pop("optimizer", None)  # stands among the settings
     return SearchView(
         step=step,
         search=search,
         winner=winner if isinstance(winner, int) else None,
-        settings=prompt_settings(facts.request.spec, step.index),
-        facts=_pairs(counts, _SEARCH_LABELS),
+        settings=prompt_settings(facts.request.spec, step.index, predictors=len(facts.vanilla.predictors)),
+        facts=_pairs(_without(counts, _SEARCH_SETTINGS), _SEARCH_LABELS),
         examples=max((trial.n for trial in search.trials), default=0),
         dropped=sum(trial.dropped for trial in search.trials),
         has_full=any(trial.full is not None for trial in search.trials),
@@ -102,7 +117,8 @@ def training_view(facts: Facts, training: Training) -> TrainingView:
         plot=loss_plot(str(step.index), curves["loss"], curves["eval_loss"]),
         has_validation=bool(curves["eval_loss"]),
         settings=_weight_settings(facts.request.spec, step.index, training.facts),
-        facts=_pairs(training.facts),
+        facts=_pairs(_without(training.facts, _TRAINING_SETTINGS)),
+        epochs=_epochs(step),
         traces=_pairs(traces.facts if traces else {}),
         log=tuple(line for n, line in enumerate(training.log, start=1) if n % every == 0 or "eval_loss" in line),
         every=every,
@@ -159,6 +175,26 @@ def _stage(step: StepStatus, name: str) -> StageStatus | None:
     return next((stage for stage in step.stages if stage.name == name), None)
 
 
+def _epochs(step: StepStatus) -> tuple[EpochView, ...]:
+    """The select stages that ended, with what they found."""
+    views = []
+    for name, epoch in zip(SELECT_STAGES, step.epochs, strict=False):
+        stage = _stage(step, name)
+        if stage is None or not stage.facts:
+            continue
+        score, examples = stage.facts.get("score"), stage.facts.get("examples")
+        views.append(
+            EpochView(
+                epoch=epoch.epoch,
+                score=None if score is None else str(score),
+                examples=examples if isinstance(examples, int) else None,
+                standing=str(stage.facts.get("standing", stage.state.lower())),
+                is_taken=bool(step.candidates) and epoch.adapter == step.adapter,
+            )
+        )
+    return tuple(views)
+
+
 def _weight_settings(spec: Spec, index: int, facts: Mapping[str, int | str]) -> tuple[tuple[str, str], ...]:
     """`facts`: of the training, which chose what the manifest left out."""
     chosen = spec.weights_of(index)
@@ -169,11 +205,23 @@ def _weight_settings(spec: Spec, index: int, facts: Mapping[str, int | str]) -> 
         ("optimizer", f"{chosen.type}, rank {rank}, alpha {alpha}"),
         ("modules", modules),
         ("learning rate", f"{rate}, {chosen.schedule}"),
+        ("epochs", str(chosen.epochs)),
+        ("checkpoint", _checkpoint(chosen)),
         ("batch size", str(chosen.batch_size)),
         ("prompts in the rows", chosen.prompts),
     )
 
 
+def _checkpoint(chosen: WeightOptimizer) -> str:
+    if chosen.checkpoint == "last":
+        return "the last epoch's"
+    return f"the best on validation of epochs {', '.join(map(str, chosen.kept_epochs))}"
+
+
+#: What a search reports and `prompt_settings` tells.
+_SEARCH_SETTINGS = {"optimizer", "class", "variant"}
+#: What a training reports and `_weight_settings` tells.
+_TRAINING_SETTINGS = {"epochs", "prompts", "rank", "alpha", "learning_rate"}
 #: What stages count, in words and in the order in which it is shown; all else comes after it, under its own name.
 _LABELS = {
     "bootstrap_examples": "bootstrap runs",
@@ -194,7 +242,6 @@ _LABELS = {
     "rows": "training rows",
     "validation_rows": "validation rows",
     "dropped": "rows too long, dropped",
-    "epochs": "epochs",
     "steps": "optimizer steps",
     "tokens": "tokens trained on",
     "seconds": "training time",
@@ -208,6 +255,10 @@ _SEARCH_LABELS = {
     "runs": "runs of the program",
     "metric_calls": "runs of the program",
 }
+
+
+def _without(facts: Mapping[str, int | str], names: Set[str]) -> dict[str, int | str]:
+    return {name: value for name, value in facts.items() if name not in names}
 
 
 def _pairs(facts: dict[str, int | str], labels: Mapping[str, str] = _LABELS) -> tuple[tuple[str, str], ...]:

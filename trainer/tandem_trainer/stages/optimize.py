@@ -54,6 +54,7 @@ async def _optimize(context: StageContext) -> StageResult:
     async with open_session(context) as session:
         task, overlap = _task(session, settings)
         found = await optimize(task, settings)
+        session.evaluator.check_error_rate()
         return await _result(session, task, settings, found, overlap)
 
 

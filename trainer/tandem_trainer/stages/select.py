@@ -46,6 +46,7 @@ async def _select(context: StageContext) -> StageResult:
         facts: dict[str, int | str] = {"epoch": request.epoch or 0}
         try:
             records = await _race(session, examples, best)
+            session.evaluator.check_error_rate()
         except BudgetExhausted as error:
             message = f"{error}; it ended while the adapter of epoch {request.epoch} was being scored"
             return StageResult(

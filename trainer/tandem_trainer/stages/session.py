@@ -120,7 +120,8 @@ class Session:
         A key goes only to an API whose settings name a Secret for it. Raises ConfigurationError when the environment
         variable with that key is not set.
         """
-        key = os.environ.get(variable) if key_secret is not None else None
+        # A Secret made from a file ends in a newline, which no header may hold.
+        key = os.environ.get(variable, "").strip() if key_secret is not None else None
         if key_secret is not None and not key:
             raise ConfigurationError(f"{variable} is not set; it holds the key (API_KEY of the Secret {key_secret})")
         evaluation = self.request.spec.evaluation

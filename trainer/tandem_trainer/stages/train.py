@@ -55,7 +55,7 @@ def run(context: StageContext) -> StageResult:
     check_shares(settings, world)
     if world.size == 1:
         use_one_gpu(os.environ)
-    with _workspace(context) as workspace:
+    with _workspace(context, world.node) as workspace:
         return _train(context, settings.for_model(parameter_count(model_dir)), pairs, model_dir, workspace, world)
 
 
@@ -176,10 +176,11 @@ def _facts(
 
 
 @contextmanager
-def _workspace(context: StageContext) -> Iterator[Path]:
-    """An empty folder for this attempt; what attempts before it left behind when they were killed is removed."""
+def _workspace(context: StageContext, node: int) -> Iterator[Path]:
+    """An empty folder for this attempt on this machine; what attempts before it left behind when they were killed is
+    removed. Machines that train together may share the cache."""
     root = context.cache / "training"
-    name = f"{context.request.uid}-{context.request.index}"
+    name = f"{context.request.uid}-{context.request.index}-{node}"
     for left_over in root.glob(f"{name}-*"):
         shutil.rmtree(left_over, ignore_errors=True)
     workspace = root / f"{name}-{context.request.attempt}"

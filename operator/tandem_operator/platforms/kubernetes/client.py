@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import kubernetes
@@ -35,7 +35,7 @@ _KINDS: Final = {
     JOBSET: ("jobset.x-k8s.io", "v1alpha2", "jobsets"),
 }
 _CONNECT_SECONDS, _READ_SECONDS = 5, 30
-NOT_FOUND, CONFLICT = 404, 409
+FORBIDDEN, NOT_FOUND, CONFLICT = 403, 404, 409
 
 
 class NotLeadingError(Exception):
@@ -62,13 +62,24 @@ class Client:
             raise
 
     def list(
-        self, kind: str, namespace: str, *, labels: dict[str, str] | None = None, fields: str | None = None
+        self,
+        kind: str,
+        namespace: str,
+        *,
+        labels: dict[str, str] | None = None,
+        fields: str | None = None,
+        none_if: Collection[int] = (),
     ) -> list[Object]:
-        """All objects of a kind with these labels."""
+        """All objects of a kind with these labels; none where the server answers with one of the statuses `none_if`."""
         selector = ",".join(f"{key}={value}" for key, value in (labels or {}).items()) or None
-        found = self._dynamic.get(
-            self._resources[kind], namespace=namespace, label_selector=selector, field_selector=fields, **_TIMEOUT
-        )
+        try:
+            found = self._dynamic.get(
+                self._resources[kind], namespace=namespace, label_selector=selector, field_selector=fields, **_TIMEOUT
+            )
+        except ApiException as error:
+            if error.status in none_if:
+                return []
+            raise
         return list(self._plain(found).get("items") or [])
 
     def create(self, body: Object) -> bool:

@@ -32,6 +32,11 @@ def rendezvous(name: str, nodes: int) -> list[Object]:
     ]
 
 
+def is_jobset(thing: Object) -> bool:
+    """Whether it is a JobSet; the items of a list do not say of what kind they are."""
+    return "replicatedJobs" in thing["spec"]
+
+
 def jobset_of(job: Object, nodes: int) -> Object:
     """The Job of a worker in as many pods. If one of them fails all end, and so does the attempt."""
     metadata, spec = job["metadata"], dict(job["spec"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any, Final
+
 from tandem_api.v1alpha1 import OptimizationRun
 from tandem_api.v1alpha1.run import Problem
 
@@ -22,16 +25,20 @@ _CODE = (
 _MODEL = f"{_INSIDE}; write hf://ORG/NAME, s3://BUCKET/PREFIX or pvc://CLAIM/PATH"
 
 
-def cluster_problems(run: OptimizationRun) -> list[Problem]:
+#: A run's own patch may say by these on how many devices a machine trains.
+_DEVICES: Final = frozenset({"TANDEM_TRAIN_PROCESSES", "CUDA_VISIBLE_DEVICES"})
+
+
+def cluster_problems(run: OptimizationRun, training_default: dict[str, Any] | None = None) -> list[Problem]:
     """Everything that is right in itself but cannot work on a cluster. The command line asks before it submits, the
-    operator before it begins."""
+    operator before it begins; it alone knows `training_default`, the resources of a training that names none."""
     spec = run.spec
     problems = [Problem("spec.storage", _STORAGE)] if spec.storage is None else []
     data = (("train", spec.data.train), ("validation", spec.data.validation), ("test", spec.data.test))
     named = [(f"spec.data.{name}.uri", split.uri, _DATA) for name, split in data if split is not None]
     named += [("spec.program.code.uri", spec.program.code.uri, _CODE)] if spec.program.code is not None else []
     named.append(("spec.model.uri", spec.model.uri, _MODEL))
-    problems += _training_problems(run)
+    problems += _training_problems(run) or _share_problems(run, training_default or {})
     return problems + [
         Problem(path, f"found {uri!r}; {_advice(fix, uri)}") for path, uri, fix in named if _is_elsewhere(uri)
     ]
@@ -46,6 +53,43 @@ def _training_problems(run: OptimizationRun) -> list[Problem]:
         fix = "write backend: jobset for several machines, or nodes: 1"
         return [Problem("spec.training.nodes", f"found {training.nodes}, but a Job is one machine; {fix}")]
     return []
+
+
+def _share_problems(run: OptimizationRun, training_default: dict[str, Any]) -> list[Problem]:
+    """Batches that the training's devices cannot share evenly: found here, not after the traces have been paid for."""
+    training = run.spec.training
+    if _sets_devices(training.pod_template or {}):
+        return []
+    gpus = _gpus(training.resources or training_default)
+    problems = {}
+    for index, step in enumerate(run.spec.steps, start=1):
+        settings = run.spec.weights_of(index)
+        part = training.nodes * gpus * (settings.micro_batch_size or 1)
+        if step.kind != "w" or settings.batch_size % part == 0:
+            continue
+        where = f"spec.strategy[{index - 1}]" if step.weight_optimizer is not None else "spec"
+        passes = f" in forward passes of {settings.micro_batch_size} rows" if settings.micro_batch_size else ""
+        fix = f"write batchSize: {math.ceil(settings.batch_size / part) * part}, or change spec.training"
+        problems[where] = Problem(
+            f"{where}.weightOptimizer.batchSize",
+            f"found {settings.batch_size}, which {training.nodes} x {gpus} devices (spec.training: nodes x GPUs) "
+            f"cannot share evenly{passes}; allowed: a multiple of {part}; {fix}",
+        )
+    return list(problems.values())
+
+
+def _gpus(resources: dict[str, Any]) -> int:
+    """Training processes of a machine: one for each GPU, and at least one. Devices that may be something else, such as
+    network cards, are not counted."""
+    limits = resources.get("limits")
+    limits = limits if isinstance(limits, dict) else {}
+    amounts = [str(amount) for name, amount in limits.items() if name.endswith("/gpu")]
+    return sum(int(amount) for amount in amounts if amount.isdecimal()) or 1
+
+
+def _sets_devices(patch: dict[str, Any]) -> bool:
+    containers = (patch.get("spec") or {}).get("containers") or []
+    return any(variable.get("name") in _DEVICES for one in containers for variable in one.get("env") or [])
 
 
 def _is_elsewhere(uri: str) -> bool:

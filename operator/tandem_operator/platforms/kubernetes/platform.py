@@ -24,7 +24,7 @@ from tandem_operator.decide.names import task_name
 from tandem_operator.decide.plan import current_stage, current_step
 from tandem_operator.platforms.kubernetes import jobs, jobsets, names, policies, serving
 from tandem_operator.platforms.kubernetes.asking import Asking
-from tandem_operator.platforms.kubernetes.client import Client, what_it_says
+from tandem_operator.platforms.kubernetes.client import FORBIDDEN, NOT_FOUND, Client, what_it_says
 from tandem_operator.platforms.kubernetes.events import post
 from tandem_operator.platforms.kubernetes.manifest import cluster_problems
 from tandem_operator.platforms.kubernetes.pod_state import has_ended, has_owner, is_going, name_of, starts_slowly
@@ -117,7 +117,7 @@ class KubernetesPlatform:
         problems: list[Problem] = []
         try:
             run = parse_run(self.raw)
-            problems = cluster_problems(run)
+            problems = cluster_problems(run, self.around.settings.defaults.training.resources)
         except ManifestError as error:
             run, problems = None, error.problems
         if accepted is None:
@@ -281,7 +281,9 @@ class KubernetesPlatform:
     def _workers(self, kind: str) -> list[Object]:
         """The run's workers of that kind."""
         ours = {names.RUN_UID: self.raw["metadata"]["uid"], names.COMPONENT: names.WORKER}
-        return self.around.client.list(kind, self.namespace, labels=ours)
+        # JobSet may be removed while a run goes on, and all JobSets with it.
+        none_if = (NOT_FOUND,) if kind == names.JOBSET else ()
+        return self.around.client.list(kind, self.namespace, labels=ours, none_if=none_if)
 
     def _holder(self, task: str) -> tuple[str, Object]:
         """What is deleted, and collected in the end, with a task's Job: kind and object."""
@@ -412,7 +414,7 @@ def _refusals(reason: str, what: str) -> Iterator[None]:
         said = what_it_says(error) or f"{error.status} {error.reason}"
         # Server-side apply reports a template with unknown fields or wrong types as an error of the server's own.
         is_wrong = error.status in (400, 422) or (error.status == 500 and "typed patch" in said)
-        if not is_wrong and error.status != 403:
+        if not is_wrong and error.status not in (FORBIDDEN, NOT_FOUND):  # 404: JobSet was removed meanwhile
             raise
         raise RefusedError(Blocked(reason, f"the cluster refuses {what}: {said}", is_permanent=is_wrong)) from error
 

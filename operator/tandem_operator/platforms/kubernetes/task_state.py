@@ -8,8 +8,7 @@ from typing import Any
 
 from tandem_api.contract import Progress, parse_termination
 from tandem_api.errors import EXIT_PREEMPTED
-from tandem_operator.platforms.kubernetes import names
-from tandem_operator.platforms.kubernetes.jobsets import COMPLETION_INDEX
+from tandem_operator.platforms.kubernetes import jobsets, names
 from tandem_operator.platforms.kubernetes.pod_state import (
     Waiting,
     condition,
@@ -20,6 +19,7 @@ from tandem_operator.platforms.kubernetes.pod_state import (
     name_of,
     newest,
     stuck,
+    time_of,
     waiting,
     was_disrupted,
 )
@@ -30,6 +30,8 @@ Object = dict[str, Any]
 
 #: How a worker ends that was asked to, in good order or by force (128 + SIGKILL).
 _STOPPED = (EXIT_PREEMPTED, 137)
+#: A JobSet's Job is there at once, if its controller works.
+_NO_JOB_SECONDS = 60
 EventsOf = Callable[[Object], Sequence[Object]]
 
 
@@ -70,7 +72,7 @@ def observe_task(
     if holds(job, "Failed") and alive:
         return _ending(alive, now)  # older clusters say so before its pod has ended
     if is_over(job):
-        return _ended(job, _speaker(pods))
+        return _ended(job, _first(pods) if holds(job, "Complete") else _speaker(pods))
     if (job.get("spec") or {}).get("suspend"):
         queue = job["metadata"].get("labels", {}).get(names.QUEUE)
         what = f"the queue {queue!r} has not admitted the Job yet" if queue else "the Job is suspended by somebody else"
@@ -78,6 +80,8 @@ def observe_task(
     if alive:
         reasons = (stuck(pod, now) or waiting(pod, events(pod), now, settings) for pod in current(alive))
         held_up = next(filter(None, reasons), None)
+    elif jobsets.is_jobset(job):
+        held_up = _no_job(job, now)
     else:
         held_up = _no_pod(events(job), is_any=bool(pods))
     if held_up is None:
@@ -103,15 +107,30 @@ def _no_pod(events: Sequence[Object], *, is_any: bool) -> Waiting | None:
     return Waiting("CannotCreatePod", f"the cluster refuses the worker's pod: {refused[-1].get('message', '')}")
 
 
+def _no_job(jobset: Object, now: datetime) -> Waiting | None:
+    """A JobSet that nothing becomes of says nothing: its controller does not work, or is not there."""
+    made = time_of(jobset["metadata"].get("creationTimestamp"))
+    if made is None or (now - made).total_seconds() <= _NO_JOB_SECONDS:
+        return None
+    return Waiting(
+        "NoJob",
+        f"the JobSet controller has made no Job for the JobSet {name_of(jobset)!r}; see whether it works: "
+        "kubectl get pods --all-namespaces | grep jobset-controller",
+    )
+
+
+def _first(pods: Sequence[Object]) -> Object | None:
+    """The pod of the first machine: it alone has the result."""
+    return newest(pod for pod in pods if _node(pod) == 0)
+
+
 def _speaker(pods: Sequence[Object]) -> Object | None:
-    """The pod whose end is the attempt's. Of several machines the first one's, but where that was only stopped, or lost
-    the others, because one of them was taken away or failed by itself: then that one's."""
+    """The pod that says why an attempt failed. Of several machines the first one's, but where that was only stopped, or
+    lost the others, because one of them was taken away or failed by itself: then that one's."""
     latest = current(pods)
     if len(latest) < 2:
         return next(iter(latest), None)
     first, others = latest[0], latest[1:]
-    if _ended_with(first).get("exitCode") == 0:
-        return first
     taken = [pod for pod in latest if was_disrupted(pod)]
     failed = [pod for pod in others if _failed_by_itself(pod)] if not _failed_by_itself(first) else []
     return next(iter([*taken, *failed]), first)
@@ -119,7 +138,7 @@ def _speaker(pods: Sequence[Object]) -> Object | None:
 
 def _node(pod: Object) -> int:
     """The number of a pod among those of its Job; 0 where there is one pod at a time."""
-    return int((pod["metadata"].get("annotations") or {}).get(COMPLETION_INDEX, 0))
+    return int((pod["metadata"].get("annotations") or {}).get(jobsets.COMPLETION_INDEX, 0))
 
 
 def _failed_by_itself(pod: Object) -> bool:

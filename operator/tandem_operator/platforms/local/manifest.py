@@ -13,7 +13,7 @@ from tandem_api.v1alpha1.prompt_optimizers import DemoSearch, DspyOptimizer
 from tandem_api.v1alpha1.run import ManifestError, Problem
 from tandem_api.v1alpha1.spec import MUTABLE_FIELDS
 from tandem_api.v1alpha1.task import Code, Split
-from tandem_operator.platforms.other_models import other_models, prompt_optimizers
+from tandem_operator.platforms.other_models import OtherModel, other_models, prompt_optimizers
 
 _CLUSTER_SCHEMES = ("configmap:", "pvc:")
 _FORMATS = (".jsonl", ".json", ".csv")
@@ -110,16 +110,30 @@ def cluster_only(run: OptimizationRun) -> list[Problem]:
 
 
 def missing_keys(run: OptimizationRun, environment: Mapping[str, str]) -> list[Problem]:
-    """Keys of other models that the run needs and `environment` does not hold."""
-    return [
+    """Keys of other models that the run needs and `environment` does not hold, or cannot hold: it has one for all
+    proposers and one for all teachers, and none may go to a host that it is not meant for."""
+    models = [model for model in other_models(run.spec) if model.key_secret is not None]
+    problems = [
         Problem(
             f"{model.path}.keySecret",
             f"found {model.key_secret!r}, but {model.variable} is not set; on one machine the key comes from there: "
             f"export {model.variable}, or remove keySecret if {model.url} takes no key",
         )
-        for model in other_models(run.spec)
-        if model.key_secret is not None and not environment.get(model.variable)
+        for model in models
+        if not environment.get(model.variable)
     ]
+    first: dict[str, OtherModel] = {}
+    for model in models:
+        other = first.setdefault(model.variable, model)
+        if (other.url, other.key_secret) != (model.url, model.key_secret):
+            role = model.path.rpartition(".")[2]
+            text = (
+                f"on one machine all {role}s share {model.variable}; found {model.url} with keySecret "
+                f"{model.key_secret!r}, and at {other.path} {other.url} with keySecret {other.key_secret!r}; use one "
+                "address and one key, or a cluster"
+            )
+            problems.append(Problem(f"{model.path}.keySecret", text))
+    return problems
 
 
 def without_effect(run: OptimizationRun) -> list[str]:

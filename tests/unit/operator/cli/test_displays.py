@@ -13,8 +13,10 @@ from tests.unit.operator.local.children import small_run
 from tandem_api.contract import Progress, StorageRef
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_api.v1alpha1.status import (
+    Artifact,
     Candidate,
     CurrentStep,
+    EpochAdapter,
     ServingStatus,
     StageName,
     StageStatus,
@@ -31,6 +33,10 @@ from tandem_operator.snapshot import Observed, ServingObservation, TaskObservati
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 LONG_ID = f"{'a' * 12}@{'b' * 12}"
+EPOCHS = tuple(
+    EpochAdapter(epoch=epoch, adapter=Artifact(uri=f"s3://bucket/epoch-{epoch}/", sha256=f"{epoch}" * 64))
+    for epoch in (3, 2, 1)
+)
 
 
 def stage(name: StageName, state: StepState, **changes: object) -> StageStatus:
@@ -87,6 +93,29 @@ def run(tmp_path: Path) -> OptimizationRun:
                 "step 1 (p): succeeded, score 0.875",
             ],
             id="a stage and its step end",
+        ),
+        pytest.param(
+            step("Running", stage("evaluate", "Running"), epochs=EPOCHS, adapter=EPOCHS[1].adapter),
+            step(
+                "Succeeded",
+                stage("evaluate", "Succeeded"),
+                candidates=(candidate(),),
+                score="0.8750",
+                epochs=EPOCHS,
+                adapter=EPOCHS[1].adapter,
+            ),
+            [
+                "step 1 (p), evaluate: done, in 1 min 00 s",
+                "step 1 (p): candidate vanilla@base: 0.875 (95%: 0.800 to 0.925), n=120, 2 errors",
+                "step 1 (p): succeeded, score 0.875, with the adapter of epoch 2 of 3",
+            ],
+            id="a step that has chosen an epoch ends",
+        ),
+        pytest.param(
+            step("Running", stage("select-1", "Running"), epochs=EPOCHS, adapter=EPOCHS[0].adapter),
+            step("Stopped", stage("select-1", "Stopped"), epochs=EPOCHS, adapter=EPOCHS[0].adapter),
+            ["step 1 (p), select-1: stopped, in 1 min 00 s", "step 1 (p): stopped"],
+            id="a step stops before any epoch was scored",
         ),
         pytest.param(
             step("Running", stage("optimize", "Running")),

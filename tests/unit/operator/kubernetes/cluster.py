@@ -7,7 +7,7 @@ What clients get are copies. Controllers (`controllers.py`) and tests work on th
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -56,6 +56,7 @@ class Cluster:
         Clock.current = START
         self.server_version = (1, 33)
         self.has_jobsets = True
+        self.may_see_jobsets = True
         self.admission: Callable[[str, Object], None] = lambda verb, thing: None
         """Called with each object before it is stored; may change it, or raise ApiException."""
         self.before_call: Callable[[], None] = lambda: None
@@ -75,9 +76,20 @@ class Cluster:
         return copied(self._objects.get((kind, namespace, name)))
 
     def list(
-        self, kind: str, namespace: str, *, labels: dict[str, str] | None = None, fields: str | None = None
+        self,
+        kind: str,
+        namespace: str,
+        *,
+        labels: dict[str, str] | None = None,
+        fields: str | None = None,
+        none_if: Collection[int] = (),
     ) -> list[Object]:
         self.before_call()
+        if kind == "JobSet" and not (self.has_jobsets and self.may_see_jobsets):
+            error = refusal(403, "Forbidden") if self.has_jobsets else refusal(404, "Not Found")
+            if error.status in none_if:
+                return []
+            raise error
         wanted = (labels or {}).items()
         found = [
             thing
@@ -92,6 +104,8 @@ class Cluster:
 
     def create(self, body: Object) -> bool:
         def write() -> bool:
+            if body["kind"] == "JobSet" and not self.has_jobsets:
+                raise refusal(404, "Not Found")
             if self.find(body["kind"], body["metadata"]["name"], body["metadata"]["namespace"]) is not None:
                 return False
             self.add(copied(body), verb="create")

@@ -61,6 +61,8 @@ class Controllers:
     """The status of a pod that cannot start, or does not get ready; None: nothing holds it up."""
     others: Ending | None = None
     """How the machines of a JobSet end but the first; None: as the script says."""
+    makes_jobs: bool = True
+    """Whether the JobSet controller works."""
     refuse_pods: str = ""
     """Why admission refuses all pods."""
     progress: Callable[[], Any] = lambda: None
@@ -199,7 +201,7 @@ class Controllers:
         (replicated,) = jobset["spec"]["replicatedJobs"]
         name = f"{jobset['metadata']['name']}-{replicated['name']}-0"
         job = self.cluster.find("Job", name)
-        if job is None and not is_going(jobset):
+        if job is None and not is_going(jobset) and self.makes_jobs:
             body = copied(replicated["template"])
             body["metadata"] |= {"name": name, "ownerReferences": [_reference(jobset)]}
             self.cluster.add({"apiVersion": "batch/v1", "kind": "Job", **body})

@@ -108,6 +108,13 @@ def test_a_list_is_chosen_by_labels_and_fields_and_its_items_know_their_kind(ser
     assert client.list("Pod", "team") == []
 
 
+def test_a_kind_that_a_cluster_may_lack_has_no_objects_there(server, client):
+    server.answer = (404, b"404 page not found")
+    assert client.list("JobSet", "team", none_if=(404,)) == []
+    with pytest.raises(ApiException):
+        client.list("JobSet", "team")
+
+
 def test_create_says_whether_it_was_not_there(server, client):
     assert client.create(JOB) is True
     assert server.asked[0][:2] == ("POST", "/apis/batch/v1/namespaces/team/jobs")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.operator.kubernetes.cluster import Object, labels_of, owners_of
+from tests.unit.operator.kubernetes.cluster import START, Object, labels_of, owners_of
 from tests.unit.operator.kubernetes.controllers import Ending, ordinary, speaking
-from tests.unit.operator.kubernetes.world import GPU, World, leftovers, manifest
+from tests.unit.operator.kubernetes.world import GPU, World, leftovers, manifest, settings
 
+from tandem_api.contract import StageResult
 from tandem_api.v1alpha1.run import parse_run
 from tandem_operator.platforms.kubernetes import names
+from tandem_operator.platforms.kubernetes.jobsets import COMPLETION_INDEX
 from tandem_operator.platforms.kubernetes.manifest import cluster_problems
+from tandem_operator.platforms.kubernetes.task_state import observe_task
 
 TOGETHER = {"strategy": "w", "training": {"nodes": 2, "backend": "jobset", "resources": GPU}}
 TASK = "reviews-1w-train-1"
@@ -141,6 +144,89 @@ def test_a_deleted_runs_jobset_goes_and_is_not_made_again():
     here.turns(8)
     assert here.cluster.all("JobSet") == []
     assert [name for name in here.cluster.names("Job") if "train" in name] == []
+
+
+@pytest.mark.parametrize("missing", ["has_jobsets", "may_see_jobsets"])
+def test_a_run_with_a_jobset_can_be_deleted_where_there_are_none_or_none_may_be_seen(missing: str):
+    here = world(storage={**manifest()["spec"]["storage"], "deletionPolicy": "Delete"})
+    here.turns(3)
+    setattr(here.cluster, missing, False)
+    here.cluster.remove(here.run)
+    here.turns(12)
+    assert here.cluster.names("OptimizationRun") == []
+
+
+def test_jobset_that_is_removed_while_a_run_goes_on_is_told_and_waited_for():
+    here = training(world())
+    here.cluster.has_jobsets = False
+    here.cluster.remove(the_jobset(here))
+    here.turns(20)
+    assert "404" in str(here.run["status"])
+    here.controllers.script, here.cluster.has_jobsets = ordinary, True
+    assert here.finish().succeeded == ("True", "Completed")
+
+
+def test_the_end_of_another_machine_is_never_the_trainings_result():
+    job: Object = {"metadata": {}, "spec": {}, "status": {"conditions": [{"type": "Complete", "status": "True"}]}}
+
+    def pod(node: int, message: str) -> Object:
+        ended = {"terminated": {"exitCode": 0, "message": message}}
+        return {
+            "metadata": {"name": f"n-{node}", "annotations": {COMPLETION_INDEX: str(node)}},
+            "status": {"phase": "Succeeded", "containerStatuses": [{"name": "worker", "state": ended}]},
+        }
+
+    def termination(*pods: Object) -> str:
+        found = observe_task(job, pods, events=lambda _: (), progress=None, now=START, settings=settings())
+        assert found is not None
+        return found.termination
+
+    result = StageResult(facts={"rows": 3}).to_message()
+    assert termination(pod(1, "{}"), pod(0, result)) == result
+    assert termination(pod(1, "{}")) == ""
+
+
+def test_a_jobset_of_which_nothing_becomes_is_told():
+    here = world()
+    here.controllers.makes_jobs = False
+    here.until(lambda w: "NoJob" in str(w.run.get("status")))
+    assert "the JobSet controller has made no Job" in str(here.run["status"])
+    here.controllers.makes_jobs = True
+    assert here.finish().succeeded == ("True", "Completed")
+
+
+@pytest.mark.parametrize(
+    ("settings_of_w", "training", "allowed"),
+    [
+        ({}, TOGETHER["training"], None),
+        ({"batchSize": 7}, TOGETHER["training"], 2),
+        ({"microBatchSize": 8}, TOGETHER["training"], 16),
+        ({"batchSize": 6}, {"resources": {"limits": {"nvidia.com/gpu": 4, "rdma/hca": 1}}}, 4),
+        ({"batchSize": 8}, {"resources": {"limits": {"nvidia.com/gpu": 4, "rdma/hca": 1}}}, None),
+        ({"batchSize": 7}, {}, 8),
+        ({"batchSize": 7}, {"resources": {"limits": {"cpu": 3}}}, None),
+    ],
+)
+def test_devices_must_be_able_to_share_a_batch(settings_of_w: Object, training: Object, allowed: int | None):
+    run = parse_run(manifest(strategy="p -> w", weightOptimizer=settings_of_w, training=training))
+    problems = [str(problem) for problem in cluster_problems(run, {"limits": {"nvidia.com/gpu": "8"}})]
+    assert len(problems) == (allowed is not None)
+    for problem in problems:
+        assert problem.startswith("spec.weightOptimizer.batchSize: found ")
+        assert f"allowed: a multiple of {allowed}; write batchSize: {max(8, allowed or 0)}, or change" in problem
+
+
+def test_a_batch_that_cannot_be_shared_is_told_at_its_step():
+    steps = [{"kind": "w"}, {"kind": "p"}, {"kind": "w", "weightOptimizer": {"batchSize": 9}}]
+    run = parse_run(manifest(strategy=steps, training=TOGETHER["training"]))
+    (problem,) = cluster_problems(run)
+    assert problem.path == "spec.strategy[2].weightOptimizer.batchSize"
+
+
+def test_a_batch_is_left_alone_where_the_runs_own_patch_says_how_many_devices_train():
+    patch = {"spec": {"containers": [{"name": "worker", "env": [{"name": "CUDA_VISIBLE_DEVICES", "value": "0"}]}]}}
+    training = {"resources": {"limits": {"nvidia.com/gpu": 2}}, "podTemplate": patch}
+    assert cluster_problems(parse_run(manifest(weightOptimizer={"batchSize": 7}, training=training))) == []
 
 
 def test_a_cluster_without_jobsets_refuses_the_run_and_names_the_fix():

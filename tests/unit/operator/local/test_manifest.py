@@ -117,6 +117,32 @@ def test_a_missing_key_of_another_model_is_named_with_its_variable(tmp_path: Pat
     assert missing_keys(resolved(tmp_path, strategy="w", promptOptimizer={"teacher": model}), {}) == []
 
 
+@pytest.mark.parametrize("role", ["proposer", "teacher"])
+def test_two_keys_of_one_role_are_refused_because_both_come_from_one_variable(tmp_path: Path, role: str) -> None:
+    def step(host: str, secret: str | None) -> dict[str, Any]:
+        model = {"url": f"https://{host}/v1", "model": "m", **({"keySecret": secret} if secret else {})}
+        return {"kind": "p", "promptOptimizer": {"type": "mipro", role: model}}
+
+    def found(*steps: dict[str, Any]) -> list[str]:
+        return [str(problem) for problem in missing_keys(resolved(tmp_path, strategy=list(steps)), {variable: "k"})]
+
+    variable = f"TANDEM_{role.upper()}_API_KEY"
+    assert found(step("a", "one"), step("b", None), step("b", "two"), step("a", "one")) == [
+        f"spec.strategy[2].promptOptimizer.{role}.keySecret: on one machine all {role}s share {variable}; found "
+        f"https://b/v1 with keySecret 'two', and at spec.strategy[0].promptOptimizer.{role} https://a/v1 with "
+        "keySecret 'one'; use one address and one key, or a cluster"
+    ]
+    assert len(found(step("a", "one"), step("b", "one"))) == 1
+    assert len(found(step("a", "one"), step("a", "two"))) == 1
+    assert found(step("a", "one"), step("a", "one"), step("b", None)) == []
+
+
+def test_a_proposer_and_a_teacher_have_keys_of_their_own(tmp_path: Path) -> None:
+    models = {role: {"url": f"https://{role}/v1", "model": "m", "keySecret": role} for role in ("proposer", "teacher")}
+    run = resolved(tmp_path, promptOptimizer={"type": "mipro", **models})
+    assert missing_keys(run, {"TANDEM_PROPOSER_API_KEY": "k", "TANDEM_TEACHER_API_KEY": "k"}) == []
+
+
 def test_a_new_run_gets_a_uid_and_generation_1(tmp_path: Path) -> None:
     wanted = resolved(tmp_path).model_copy(update={"status": Status(phase="Succeeded")})
     run = adopt(None, wanted, "new-uid")

@@ -71,6 +71,7 @@ def build(
     metric: Metric | None = None,
     seed: int = 0,
     adapter: Artifact | None = None,
+    stage: Any = "evaluate",
     **evaluation: Any,
 ) -> tuple[Evaluator, Ledger]:
     request = StageRequest(
@@ -79,7 +80,7 @@ def build(
         uid="u",
         index=0,
         kind="baseline",
-        stage="evaluate",
+        stage=stage,
         attempt=1,
         spec=make_spec(evaluation={"concurrency": 8, **evaluation}, seed=seed),
         storage=StorageRef(bucket="bucket"),
@@ -293,3 +294,32 @@ def test_jobs_own_sampling_comes_before_the_models(evaluate: Any) -> None:
 
 def test_no_jobs_are_no_work(evaluate: Any) -> None:
     assert evaluate(FakeRunner(), []) == []
+
+
+def test_a_search_is_not_ended_by_one_failure_in_a_small_round(make_spec: Any, store: MemoryStore) -> None:
+    runner = FakeRunner(lambda example: "unparsable" if example == "e01" else "yes")
+    evaluator, ledger = build(make_spec, runner, store, stage="optimize", max_error_rate="0.1")
+    jobs = [Job(prompts(), example) for example in EXAMPLES]
+
+    async def rounds() -> None:
+        for begin in range(0, len(jobs), 4):
+            await evaluator.run(jobs[begin : begin + 4])
+
+    asyncio.run(rounds())
+    evaluator.check_error_rate()
+    ledger.close()
+
+
+def test_a_search_of_which_too_much_failed_is_told_at_its_end(make_spec: Any, store: MemoryStore) -> None:
+    runner = FakeRunner(lambda example: "unparsable" if int(example[1:]) % 5 == 0 else "yes")
+    evaluator, ledger = build(make_spec, runner, store, stage="optimize", max_error_rate="0.1")
+    asyncio.run(evaluator.run([Job(prompts(), example) for example in EXAMPLES]))
+    with pytest.raises(ErrorRateError, match="8 of 40"):
+        evaluator.check_error_rate()
+    ledger.close()
+
+
+def test_half_a_surrogate_pair_is_written_as_a_question_mark(evaluate: Any, store: MemoryStore) -> None:
+    records = evaluate(FakeRunner(lambda example: "\ud83d"), [Job(prompts(), EXAMPLES[0])])
+    assert records[0].prediction == {"a": "?"}
+    assert any(b'"a":"?"' in (store.get(key) or b"") for key in store.list("ledger/"))

@@ -11,7 +11,7 @@ import pytest
 from tests.scripted_lm.server import Answer, Fault, ScriptedServer
 
 from tandem_api.contract import Endpoint
-from tandem_api.errors import AdapterMissingError, ServingError
+from tandem_api.errors import AdapterMissingError, ConfigurationError, ServingError
 from tandem_trainer.lm.budget import TokenBudget
 from tandem_trainer.lm.client import (
     SUSPECT_AFTER,
@@ -246,3 +246,20 @@ def test_check_model_names_what_is_served() -> None:
         with_client(server.url, lambda client: client.check_model())
         with pytest.raises(AdapterMissingError, match=r"'adapter-1'.*serves base, other"):
             with_client(server.url, lambda client: client.check_model(), model="adapter-1")
+
+
+def test_calls_that_wait_for_a_slot_ask_again_whether_the_budget_is_spent() -> None:
+    async def work(client: LMClient) -> list[Any]:
+        return await asyncio.gather(*(client.complete(call()) for _ in range(20)), return_exceptions=True)
+
+    with ScriptedServer() as server:
+        answers = with_client(server.url, work, budget=TokenBudget(5), concurrency=1)
+        assert len(server.requests) == 2
+    assert sum(isinstance(answer, BudgetExhausted) for answer in answers) == 18
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_model_of_others_that_refuses_us_is_a_mistake_in_the_manifest(status: int) -> None:
+    fault = Fault(status=status)
+    with ScriptedServer(lambda _: fault) as server, pytest.raises(ConfigurationError, match=r"'gpt'.*keySecret"):
+        with_client(server.url, lambda client: client.complete(call()), model="gpt", is_ours=False)

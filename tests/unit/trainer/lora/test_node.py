@@ -15,11 +15,29 @@ def test_the_first_machine_is_an_ordinary_worker_and_the_others_write_nothing(mo
     opened = []
     monkeypatch.setattr(worker, "main", lambda: 0)
     monkeypatch.setattr(worker, "work", lambda open_store: opened.append(open_store) or 43)
+    monkeypatch.delenv("TANDEM_TERMINATION_FILE", raising=False)
     monkeypatch.setenv("NODE_RANK", "0")
     assert node.main() == 0
     monkeypatch.setenv("NODE_RANK", "1")
     assert node.main() == 43
     assert opened == [node.open_reading]
+
+
+@pytest.mark.parametrize(("code", "left"), [(0, ""), (42, "why")])
+def test_only_a_failure_of_the_other_machines_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, left: str
+) -> None:
+    message = tmp_path / "termination-log"
+
+    def work(_: object) -> int:
+        message.write_text("why" if code else "{}")
+        return code
+
+    monkeypatch.setattr(worker, "work", work)
+    monkeypatch.setenv("NODE_RANK", "1")
+    monkeypatch.setenv("TANDEM_TERMINATION_FILE", str(message))
+    assert node.main() == code
+    assert message.read_text() == left
 
 
 def test_a_reading_store_sends_nothing(tmp_path: Path) -> None:

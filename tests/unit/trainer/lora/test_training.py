@@ -379,11 +379,22 @@ def test_a_damaged_adapter_to_continue_is_a_data_error(make_world: Callable[...,
 
 def test_what_a_killed_attempt_left_on_this_machine_is_removed(make_world: Callable[..., World]) -> None:
     world = make_world(attempt=1)
-    left_over = world.tmp_path / "cache" / "training" / "u-1-2-1"
+    left_over = world.tmp_path / "cache" / "training" / "u-1-2-0-1"
     left_over.mkdir(parents=True)
     world.optimizer = {"epochs": 1}
     world.run()
     assert not left_over.exists()
+
+
+def test_another_machine_that_trains_with_this_one_keeps_its_folder_in_a_shared_cache(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(attempt=1)
+    others = world.tmp_path / "cache" / "training" / "u-1-2-1-1"
+    others.mkdir(parents=True)
+    world.optimizer = {"epochs": 1}
+    world.run()
+    assert others.exists()
 
 
 def test_an_unknown_model_is_the_users_to_correct(make_world: Callable[..., World], tmp_path: Path) -> None:

@@ -75,6 +75,22 @@ def test_the_runs_stay_within_the_limit(stage: ScriptedStage) -> None:
     assert len(stage.server.requests) - len(reflections(stage.server)) <= 30
 
 
+def test_a_limit_that_leaves_no_room_for_a_new_candidate_is_told_with_what_one_needs(stage: ScriptedStage) -> None:
+    """8 validation examples, 3 in a minibatch: 8 for the start, 6 to reflect and to try, 8 for the new candidate."""
+    stage.optimizer = {"type": "gepa", "maxMetricCalls": 21}
+    result = stage.run()
+    assert (result.outcome, result.facts["candidates"]) == ("done", 1)
+    assert result.message is not None
+    assert result.message.startswith("promptOptimizer.maxMetricCalls: found 21; no new candidate fits: ")
+    assert result.message.endswith("; allowed: at least 22")
+
+
+def test_a_limit_with_room_for_one_new_candidate_finds_one_and_says_nothing(stage: ScriptedStage) -> None:
+    stage.optimizer = {"type": "gepa", "maxMetricCalls": 22}
+    result = stage.run()
+    assert (result.facts["candidates"], result.message) == (2, None)
+
+
 def test_the_winner_of_a_search_on_a_part_is_scored_on_all_of_validation(stage: ScriptedStage) -> None:
     stage.optimizer = {"type": "gepa", "maxMetricCalls": 60, "validationSize": 4}
     result = stage.run()

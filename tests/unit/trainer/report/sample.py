@@ -11,7 +11,16 @@ from tandem_api.canonical import sha256_hex
 from tandem_api.contract import CandidateScore, Endpoint, StageRequest, StorageRef
 from tandem_api.records import PredictorPrompt, PromptSet
 from tandem_api.v1alpha1 import Spec
-from tandem_api.v1alpha1.status import Artifact, Candidate, ServingStatus, StageStatus, Status, StepStatus, Usage
+from tandem_api.v1alpha1.status import (
+    Artifact,
+    Candidate,
+    EpochAdapter,
+    ServingStatus,
+    StageStatus,
+    Status,
+    StepStatus,
+    Usage,
+)
 from tandem_trainer.prompt.trials import Trial
 from tandem_trainer.report.facts import (
     Changes,
@@ -427,9 +436,41 @@ def odd_program() -> Facts:
     )  # fmt: skip
 
 
+def chosen_epoch() -> Facts:
+    """A `w` that chose epoch 2 of 4 (`checkpoint: best`), among an epoch that failed and one that was not settled."""
+    facts = whole()
+    epochs = tuple(EpochAdapter(epoch=n, adapter=artifact(f"epoch/{n}")) for n in (4, 3, 2, 1))
+    told: tuple[dict[str, int | str], ...] = (
+        {"epoch": 4, "score": "0.7500", "examples": 40, "standing": "best so far"},
+        {"epoch": 3, "standing": "failed"},
+        {"epoch": 2, "score": "0.8000", "examples": 40, "standing": "best so far"},
+        {"epoch": 1},
+    )
+    clock = Clock()
+    names: tuple[Any, ...] = ("select-1", "select-2", "select-3", "select-4")
+    states = ("Succeeded", "Succeeded", "Succeeded", "Stopped")
+    selects = tuple(
+        clock.stage(name, 9.0, state=state, facts=counts)
+        for name, state, counts in zip(names, states, told, strict=True)
+    )
+    trained = facts.status.steps[2]
+    found = candidate(1, 0.8, None, epochs[2].adapter)
+    tuned = trained.model_copy(
+        update={"index": 1, "stages": (*trained.stages[:2], *selects, trained.stages[2]), "epochs": epochs,
+                "adapter": epochs[2].adapter, "candidates": (found,), "score": found.score}
+    )  # fmt: skip
+    steps = (facts.status.steps[0], tuned, facts.status.steps[4].model_copy(update={"index": 2}))
+    return without(
+        facts, steps, "w", searches=(), prompts=VANILLA, test=(),
+        trainings=(replace(facts.trainings[0], step=1),),
+        spec={"weightOptimizer": {"epochs": 4, "checkpoint": "best"}},
+    )  # fmt: skip
+
+
 RUNS = {
     "whole": whole,
     "prompts_only": prompts_only,
     "nothing_gained": nothing_gained,
     "odd_program": odd_program,
+    "chosen_epoch": chosen_epoch,
 }

@@ -9,13 +9,24 @@ from typing import Any
 
 import pytest
 from tests.memory_store import MemoryStore
-from tests.unit.trainer.report.sample import ADAPTER, BEGAN, Clock, candidate, loss_log, request, spec, step, trials
+from tests.unit.trainer.report.sample import (
+    ADAPTER,
+    BEGAN,
+    Clock,
+    artifact,
+    candidate,
+    loss_log,
+    request,
+    spec,
+    step,
+    trials,
+)
 
 from tandem_api.canonical import canonical_json
 from tandem_api.contract import CandidateScore
 from tandem_api.errors import DataError
 from tandem_api.records import PredictorCall, PredictorPrompt, PromptSet, ScoredExample
-from tandem_api.v1alpha1.status import Artifact, StageStatus, Status, Usage
+from tandem_api.v1alpha1.status import Artifact, EpochAdapter, StageStatus, Status, Usage
 from tandem_trainer.context import StageContext
 from tandem_trainer.evaluate.examples import Example
 from tandem_trainer.program.loading import LoadedProgram, load_program
@@ -102,6 +113,11 @@ class Run:
         prefix = self.layout.stage(index, kind, stage).ledger
         self.store.put(f"{prefix}{len(self.store.objects):04d}.jsonl", lines.encode())
 
+    def drop(self, index: int, kind: Any, stage: Any) -> None:
+        prefix = self.layout.stage(index, kind, stage).ledger
+        for key in [key for key in self.store.objects if key.startswith(prefix)]:
+            del self.store.objects[key]
+
     def gather(self, test: tuple[CandidateScore, ...] = (TEST,)) -> Facts:
         context = StageContext(
             request=request(self.spec, self.status),
@@ -150,6 +166,26 @@ def test_the_base_prompts_under_an_adapter_are_looked_up_where_they_were_scored(
     facts = run.gather()
     assert facts.changes == Changes(better=1, worse=2, same=2) and not facts.is_unchanged
     assert facts.baseline_test is None, "the test score is the tuned model's"
+
+
+def test_the_best_of_a_step_that_ended_while_it_chose_is_looked_up_where_its_epoch_was_scored(run: Run) -> None:
+    """The budget ended the step after epoch 2 had won: it was never evaluated."""
+    epochs = tuple(EpochAdapter(epoch=n, adapter=artifact(f"epoch/{n}")) for n in (3, 2, 1))
+    clock = Clock()
+    selects = (clock.stage("select-1", 5), clock.stage("select-2", 5), clock.stage("select-3", 1, state="Stopped"))
+    best = candidate(2, 0.8, None, epochs[1].adapter)
+    chosen = step(
+        2, "w", *run.status.steps[2].stages[:2], *selects, StageStatus(name="evaluate"), state="Stopped",
+        epochs=epochs, adapter=epochs[1].adapter, candidates=(best,),
+    )  # fmt: skip
+    run.status = run.status.model_copy(
+        update={"steps": (*run.status.steps[:2], chosen, run.status.steps[3]), "best": best}
+    )
+    run.drop(2, "w", "evaluate")
+    run.ledger(2, "w", "select-1", run.program.vanilla, [0, 0, 0, 0, 0])
+    run.ledger(2, "w", "select-2", run.program.vanilla, [1, 1, 1, 0, 1])
+    run.ledger(2, "w", "select-3", run.program.vanilla, [0])
+    assert run.gather().changes == Changes(better=3, worse=1, same=1)
 
 
 def test_an_answer_that_could_not_be_read_says_why(run: Run) -> None:

@@ -42,6 +42,13 @@ def test_no_gain_is_said_plainly() -> None:
     assert found.details == ("No test set was given.",)
 
 
+def test_a_run_without_steps_is_not_told_that_no_step_was_better() -> None:
+    facts = nothing_gained()
+    status = facts.status.model_copy(update={"steps": (facts.status.steps[0], facts.status.steps[-1])})
+    headline = verdict(replace(facts, status=status)).headline
+    assert headline == "The unchanged program scores 55.0% on validation."
+
+
 def test_without_a_test_set_the_validation_score_is_called_optimistic() -> None:
     assert "probably higher than what to expect on new examples" in verdict(replace(whole(), test=())).details[0]
 

@@ -8,12 +8,13 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from tests.unit.trainer.report.sample import BEGAN, HOSTILE, LONG_TEXT, LONG_WORD, RUNS, spec, whole
+from tests.unit.trainer.report.sample import BEGAN, HOSTILE, LONG_TEXT, LONG_WORD, RUNS, chosen_epoch, spec, whole
 
 from tandem_api.v1alpha1.status import Status
 from tandem_trainer.report.facts import Facts
 from tandem_trainer.report.prompt_settings import prompt_settings
 from tandem_trainer.report.render import render_report
+from tandem_trainer.report.views import search_view, training_view
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -148,13 +149,88 @@ def test_a_dropped_candidates_score_does_not_look_like_a_full_one() -> None:
             {"type": "gepa", "merge": False},
             {"budget": "light", "next candidate": "pareto", "writes": "the served model"},
         ),
+        ({"maxBootstrappedDemos": 8}, {"demos": "at most 8 bootstrapped, 8 in all"}),
+        ({"maxBootstrappedDemos": 2}, {"demos": "at most 2 bootstrapped, 3 in all"}),
+        (
+            {"type": "mipro", "variant": "zero-shot"},
+            {"demos": "those of the starting prompts", "shown to the proposer": "bootstrapped demos"},
+        ),
         ({"type": "dspy", "class": "SIMBA", "args": {"bsize": 4}}, {"class": "SIMBA", "arguments": '{"bsize": 4}'}),
     ],
 )
 def test_the_settings_of_every_type_of_optimizer_are_told(settings: dict[str, Any], told: dict[str, str]) -> None:
-    rows = dict(prompt_settings(spec(promptOptimizer=settings), 1))
+    rows = dict(prompt_settings(spec(promptOptimizer=settings), 1, predictors=2))
     assert rows["optimizer"] == settings.get("type", "bootstrap-random-search")
     assert rows.items() >= told.items()
+
+
+@pytest.mark.parametrize(
+    ("settings", "absent"),
+    [
+        ({"variant": "bayesian-bootstrap"}, {"writes instructions"}),
+        (
+            {"variant": "module-opro", "grounding": {"demos": False}},
+            {"threshold", "runs per example", "teacher", "shown to the proposer"},
+        ),
+        ({"variant": "mipro++", "maxBootstrappedDemos": 0}, {"threshold", "shown to the proposer"}),
+    ],
+)
+def test_settings_that_a_variant_does_not_use_are_not_told(settings: dict[str, Any], absent: set[str]) -> None:
+    given = {"type": "mipro", "samplesPerExample": 2, "teacher": {"entrypoint": "a:b"}, **settings}
+    rows = dict(prompt_settings(spec(promptOptimizer=given), 1, predictors=1))
+    assert not absent & rows.keys()
+
+
+@pytest.mark.parametrize(("predictors", "told"), [(1, "pareto"), (2, "pareto, merged ones, too")])
+def test_candidates_are_merged_only_where_there_is_more_than_one_predictor(predictors: int, told: str) -> None:
+    rows = dict(prompt_settings(spec(promptOptimizer={"type": "gepa"}), 1, predictors=predictors))
+    assert rows["next candidate"] == told
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts", "name"),
+    [
+        ({"type": "mipro", "variant": "zero-shot"}, {"variant": "zero-shot", "candidates": 4}, "variant"),
+        ({"type": "dspy", "class": "SIMBA"}, {"class": "SIMBA"}, "class"),
+    ],
+)
+def test_what_stands_among_the_settings_is_not_told_again_as_a_count(
+    settings: dict[str, Any], counts: dict[str, int | str], name: str
+) -> None:
+    facts = whole()
+    stage = facts.status.steps[1].stages[0].model_copy(update={"facts": counts})
+    steps = list(facts.status.steps)
+    steps[1] = steps[1].model_copy(update={"stages": (stage,)})
+    request = facts.request.model_copy(update={"spec": spec(promptOptimizer=settings)})
+    changed = replace(facts, request=request, status=facts.status.model_copy(update={"steps": tuple(steps)}))
+    view = search_view(changed, facts.searches[0])
+    assert [label for label, _ in view.settings + view.facts].count(name) == 1
+
+
+def test_the_epochs_that_a_training_chose_among_are_told_with_their_scores() -> None:
+    html = render_report(chosen_epoch())
+    table = html.partition('id="epochs-1"')[2].partition("</table>")[0]
+    rows = [" ".join(re.sub(r"<[^>]*>", " ", row).split()) for row in re.findall(r"<tr.*?</tr>", table, re.DOTALL)]
+    assert rows[1:] == [
+        "4 75.0% 40 best so far",
+        "3 – – failed",
+        "2 80.0% 40 best so far ★ taken",
+        "1 – – stopped",
+    ]
+    assert 'id="epochs-2"' not in render_report(whole())
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        (whole(), {"epochs": "3", "checkpoint": "the last epoch's"}),
+        (chosen_epoch(), {"epochs": "4", "checkpoint": "the best on validation of epochs 1, 2, 3, 4"}),
+    ],
+)
+def test_a_trainings_settings_tell_epochs_and_checkpoint_once(facts: Facts, told: dict[str, str]) -> None:
+    view = training_view(facts, facts.trainings[0])
+    assert dict(view.settings).items() >= told.items()
+    assert not dict(view.settings).keys() & dict(view.facts).keys()
 
 
 def test_a_fold_keeps_the_whole_text_and_short_texts_are_not_folded() -> None:

@@ -151,9 +151,11 @@ def test_the_errors_of_a_teacher_count_for_itself_only(
 ) -> None:
     async def work(session: Session) -> None:
         program, evaluator = await session.teacher(Teacher(url=large.url, model="large"))
+        await answers(session, program, evaluator)
         with pytest.raises(ErrorRateError, match=r"(\d) of \1 examples failed"):
-            await answers(session, program, evaluator)
+            evaluator.check_error_rate()
         await answers(session, session.program, session.evaluator)
+        session.evaluator.check_error_rate()
 
     large.lm.answer = lambda _: "no number"
     program = {"inline": {"signature": "question -> answer: int", "adapter": "plain"}}

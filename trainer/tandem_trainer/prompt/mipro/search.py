@@ -12,12 +12,15 @@ winner that is clearly better than the start. Runs of the program: bootstrapping
 2/5 T B for the trials (B for each that is the best of its batch, B / 5 for half of them) and V - B for each of the
 T / S full evaluations. Where the start is as good, V - B more. With `exhaustive`: V for the start, T B for the trials
 and up to V - B for each full evaluation. Calls of the proposer: those of `grounding.py`, and one for each instruction
-but the own one of every predictor; module-opro and mipro++ write one for each predictor and trial.
+but the own one of every predictor; module-opro and mipro++ write one for each predictor and trial, and others in the
+place of useless ones.
 """
 
 from __future__ import annotations
 
 import random
+import textwrap
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 from tandem_api.canonical import seed_from
@@ -45,8 +48,8 @@ from tandem_trainer.prompt.optimizer import Found, SearchTask
 #: Trials that are asked for before their scores are told: enough to fill the slots, and never their number, on which
 #: no result may depend.
 BATCH = 5
-#: Foreign text in a message is cut to this many characters.
-MAX_DETAIL = 200
+#: Foreign text in a message is cut to this many characters, a list of names to that many.
+MAX_DETAIL, MAX_NAMES = 200, 350
 
 
 async def optimize(task: SearchTask, settings: Mipro) -> Found:
@@ -68,6 +71,16 @@ async def optimize(task: SearchTask, settings: Mipro) -> Found:
     return search.found(finals, ended)
 
 
+def not_shown(failures: Mapping[str, str]) -> str:
+    """One warning for all sources of grounding that failed, with the first one's reason; at most 600 characters."""
+    first = min(failures)
+    return f"the proposer was not shown: {_names(failures)} ({failures[first][:MAX_DETAIL]})"
+
+
+def _names(failures: Iterable[str]) -> str:
+    return textwrap.shorten(", ".join(sorted(failures)), MAX_NAMES, placeholder=" ...")
+
+
 class _Search:
     """One search, and what is known of it when it ends."""
 
@@ -79,6 +92,8 @@ class _Search:
         self._bootstrap = Bootstrap(build_pool(task.fields, task.train, ()), examples=0, passed=0)
         self._grounds = Grounds()
         self._proposer: InstructionProposer | None = None
+        self._is_dry = False
+        """Whether it ended before all trials were made because there was nothing new to try."""
         self._board = self._new_board()
 
     def _new_board(self) -> Board:
@@ -101,7 +116,11 @@ class _Search:
         """Initialize, then search. Raises BudgetExhausted."""
         board, every = self._board, self._settings.full_evaluation_every
         source = await self._initialize()
-        while batch := await source.ask(self._batch_size(), board.is_settled):
+        while size := self._batch_size():
+            batch = await source.ask(size, board.is_settled)
+            if not batch:
+                self._is_dry = True
+                break
             source.tell(await board.try_out(batch))
             if board.trials % every == 0:
                 await self._promote(source)
@@ -216,7 +235,7 @@ class _Search:
             facts |= {"proposals": counts.asked, "proposals_kept": counts.kept}
             facts |= {"proposals_dropped": counts.dropped, "proposals_failed": counts.failed}
         if self._grounds.failures:
-            facts["grounding_failed"] = ", ".join(sorted(self._grounds.failures))
+            facts["grounding_failed"] = _names(self._grounds.failures)
         messages = (
             [f"{ended}; {facts['scored']} of {len(board.tried)} combinations were evaluated in full"] if ended else []
         )
@@ -237,14 +256,18 @@ class _Search:
                 f"none of {boot.examples} training examples reached the threshold {settings.threshold} "
                 "(promptOptimizer.threshold): there are no bootstrapped demos"
             )
-        for source, why in sorted(self._grounds.failures.items()):
-            found.append(f"the proposer was not shown the {source}: {why[:MAX_DETAIL]}")
+        if self._grounds.failures:
+            found.append(not_shown(self._grounds.failures))
         if self._proposer is not None:
             counts = self._proposer.counts
             if counts.failed:
                 found.append(f"{counts.failed} of {counts.asked} proposals were refused: {counts.failure[:MAX_DETAIL]}")
             if counts.asked and not counts.kept:
                 found.append("no new instruction was proposed, so that the program's own were kept")
+        if self._is_dry:
+            writes = settings.variant in ("module-opro", "mipro++")
+            why = "the proposer wrote nothing new any more" if writes else "there was nothing new to try"
+            found.append(f"only {self._board.trials} of {self._sizes.trials} trials were made: {why}")
         return found
 
     @property

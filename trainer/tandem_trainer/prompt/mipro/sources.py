@@ -24,6 +24,8 @@ from tandem_trainer.prompt.optimizer import SearchTask
 
 #: Suggestions in a row that teach nothing new, after which the search is content with what it has.
 MAX_SKIPPED = 64
+#: The same for proposals, each of which costs a call for every predictor; the batch that reaches it is the last.
+MAX_USELESS = 32
 #: Draws of demos that a learned proposer chooses from, and factors of its temperature.
 DEMO_DRAWS, TEMPERATURES = 3, (0.5, 1.0, 1.5)
 
@@ -35,7 +37,10 @@ class Source(Protocol):
     """Gives candidates and learns from their scores."""
 
     async def ask(self, count: int, is_settled: IsSettled) -> list[Candidate]:
-        """At most `count` different candidates to try next, none of them settled; none: the search is over."""
+        """Candidates to try next, 1 to `count` different ones, none of them settled; none: there is nothing new.
+
+        `count`: at least 1.
+        """
         ...
 
     def tell(self, scores: Sequence[float]) -> None:
@@ -98,16 +103,19 @@ class ModuleHistory:
         self._open: list[Candidate] = []
 
     async def ask(self, count: int, is_settled: IsSettled) -> list[Candidate]:
-        numbers = range(self._asked + 1, self._asked + count + 1)
-        self._asked += count
-        scores = self._history.scores
-        requests = [self._proposer.request(name, number, scores[name]) for number in numbers for name in scores]
-        texts = await self._proposer.propose(requests)
-        self._open = []
-        for number, proposed in zip(numbers, _grouped(texts, len(scores)), strict=True):
-            prompts = self._history.prompts(proposed)
-            if not is_settled(prompts):
-                self._open.append(Candidate("proposed", prompts, {"proposal": number}))
+        found: dict[str, Candidate] = {}
+        last = self._asked + MAX_USELESS
+        while not found and self._asked < last:
+            numbers = range(self._asked + 1, self._asked + count + 1)
+            self._asked += count
+            scores = self._history.scores
+            requests = [self._proposer.request(name, number, scores[name]) for number in numbers for name in scores]
+            texts = await self._proposer.propose(requests)
+            for number, proposed in zip(numbers, _grouped(texts, len(scores)), strict=True):
+                prompts = self._history.prompts(proposed)
+                if prompts.sha256 not in found and not is_settled(prompts):
+                    found[prompts.sha256] = Candidate("proposed", prompts, {"proposal": number})
+        self._open = list(found.values())
         return self._open
 
     def tell(self, scores: Sequence[float]) -> None:
@@ -146,6 +154,14 @@ class LearnedProposer:
         """By prompt set: the settings that wrote it."""
 
     async def ask(self, count: int, is_settled: IsSettled) -> list[Candidate]:
+        self._open = []
+        last = self._asked + MAX_USELESS
+        while not self._open and self._asked < last:
+            await self._propose(count, is_settled)
+        return [candidate for _, candidate in self._open]
+
+    async def _propose(self, count: int, is_settled: IsSettled) -> None:
+        """One batch of proposals, of which those that teach something new are kept."""
         trials = [self._study.ask() for _ in range(count)]
         settings = [{name: self._values[name][index] for name, index in trial.params.items()} for trial in trials]
         requests = []
@@ -153,15 +169,15 @@ class LearnedProposer:
             requests += [self._request(name, number, chosen) for name in self._history.scores]
         self._asked += count
         texts = await self._proposer.propose(requests)
-        self._open = []
+        found: set[str] = set()
         for trial, chosen, proposed in zip(trials, settings, _grouped(texts, len(self._history.scores)), strict=True):
             prompts = self._history.prompts(proposed)
-            if is_settled(prompts):
+            if prompts.sha256 in found or is_settled(prompts):
                 self._study.skip(trial)
             else:
+                found.add(prompts.sha256)
                 self._open.append((trial, Candidate("proposed", prompts, chosen)))
                 self._chosen[prompts.sha256] = dict(trial.params)
-        return [candidate for _, candidate in self._open]
 
     def tell(self, scores: Sequence[float]) -> None:
         for (trial, candidate), score in zip(self._open, scores, strict=True):

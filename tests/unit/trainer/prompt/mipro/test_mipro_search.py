@@ -18,6 +18,7 @@ from tests.scripted_stage import MODEL, TWO_HOPS, ScriptedStage, asked, demos_sh
 
 from tandem_api.errors import ConfigurationError, PreemptedError
 from tandem_api.records import PromptSet
+from tandem_trainer.prompt.mipro.search import not_shown
 from tandem_trainer.stages import optimize
 
 MIPRO: dict[str, Any] = {"type": "mipro", "maxLabeledDemos": 0, "trials": 6, "fullEvaluationEvery": 3}
@@ -193,7 +194,7 @@ def test_observations_end_once_there_is_nothing_new(stage: ScriptedStage) -> Non
     result = stage.run()
     assert "=== Summary ===" not in "".join(request["text"] for request in written(stage))
     assert result.facts["grounding_failed"] == "data"
-    assert "the proposer was not shown the data: the proposer wrote nothing of it" in (result.message or "")
+    assert "the proposer was not shown: data (the proposer wrote nothing of it)" in (result.message or "")
 
 
 def test_a_failing_source_is_told_of_and_left_out(stage: ScriptedStage) -> None:
@@ -203,8 +204,37 @@ def test_a_failing_source_is_told_of_and_left_out(stage: ScriptedStage) -> None:
     stage.server.lm.answer = refusing
     result = stage.run()
     assert result.outcome == "done" and result.facts["grounding_failed"] == "data"
-    assert result.message is not None and "was not shown the data: HTTP 400: too long" in result.message
+    assert result.message is not None and "was not shown: data (HTTP 400: too long" in result.message
     assert all("=== The data ===" not in text and "=== The program ===" in text for text in proposals(stage))
+
+
+def test_many_failing_sources_are_one_short_warning() -> None:
+    one = not_shown({"program": "x" * 900, "data": "HTTP 400: no"})
+    assert one == "the proposer was not shown: data, program (HTTP 400: no)"
+    many = not_shown({f"role of {nth}_{'name' * 9}": "x" * 900 for nth in range(100)})
+    assert len(many) <= 600 and "role of 0_name" in many and "..." in many
+
+
+@pytest.mark.parametrize("variant", ["module-opro", "mipro++"])
+def test_a_useless_proposal_does_not_end_the_search(stage: ScriptedStage, variant: str) -> None:
+    stage.optimizer = MIPRO | {"variant": variant, "trials": 8, "fullEvaluationEvery": 1}
+    stage.server.lm.answer = lambda request: (
+        "" if is_proposal(request) and len(proposals(stage)) == 3 else answer(request)
+    )
+    result = stage.run()
+    assert (result.facts["trials"], result.facts["proposals_dropped"]) == (8, 1) and result.message is None
+
+
+@pytest.mark.parametrize("variant", ["module-opro", "mipro++"])
+def test_a_search_that_ends_for_want_of_proposals_says_so(stage: ScriptedStage, variant: str) -> None:
+    stage.optimizer = MIPRO | {"variant": variant, "trials": 8, "fullEvaluationEvery": 1}
+    stage.server.lm.answer = lambda request: (
+        "" if is_proposal(request) and len(proposals(stage)) >= 3 else answer(request)
+    )
+    result = stage.run()
+    trials = int(result.facts["trials"])
+    assert result.outcome == "done" and 2 <= trials < 8
+    assert result.message == f"only {trials} of 8 trials were made: the proposer wrote nothing new any more"
 
 
 def test_a_proposer_that_cannot_write_leaves_the_programs_own_instruction(stage: ScriptedStage) -> None:
@@ -319,3 +349,4 @@ def test_a_small_space_ends_the_search_early_and_the_best_is_still_evaluated_in_
     result = stage.run()
     assert int(result.facts["trials"]) < 50 and result.facts["candidates"] == 2
     assert result.scores[0].n == 40 and result.prompt_set is not None
+    assert "of 50 trials were made: there was nothing new to try" in (result.message or "")
