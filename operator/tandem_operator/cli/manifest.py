@@ -15,17 +15,7 @@ from tandem_api.v1alpha1 import OptimizationRun
 from tandem_api.v1alpha1.run import ManifestError, Problem, parse_run
 from tandem_operator.platforms.kubernetes.manifest import cluster_problems
 from tandem_operator.platforms.local.manifest import missing_files, resolve
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads numbers as kubectl does: 5e-4 is one (YAML 1.2), though YAML 1.1 has it as text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
-    list("-+.0123456789"),
-)
+from tandem_operator.platforms.local.workdir import load_yaml
 
 
 @dataclass(frozen=True)
@@ -64,8 +54,8 @@ def read_manifest(path: Path) -> ManifestFile:
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        root = yaml.compose(data, Loader=_Loader)
-        document = yaml.load(data, Loader=_Loader)  # noqa: S506 (a safe loader)
+        root = yaml.compose(data, Loader=yaml.SafeLoader)
+        document = load_yaml(data)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f":{mark.line + 1}:{mark.column + 1}" if mark is not None else ""

@@ -93,23 +93,10 @@ spec:
     assert "given twice, in lines 14 and 15" in result.stderr
 
 
-@pytest.mark.parametrize("number", ["5e-4", "5E-4", "1.5e4", "+5e4", ".5", "0.5"])
-def test_a_decimal_without_quotes_is_a_number_as_for_the_api_server(tmp_path: Path, number: str) -> None:
+def test_a_decimal_that_yaml_libraries_write_without_quotes_is_read(tmp_path: Path) -> None:
     path = write_manifest(tmp_path, weightOptimizer={"learningRate": "RATE"})
-    change(path, "RATE", f'"{number}"' if number[0].isdigit() else '"0.5"')
+    change(path, "RATE", "5e-4")
     assert tandem("validate", "-f", path).exit_code == 0
-    path = write_manifest(tmp_path, weightOptimizer={"learningRate": "RATE"})
-    change(path, "RATE", number)
-    result = tandem("validate", "-f", path)
-    assert result.exit_code == 2
-    assert f"spec.weightOptimizer.learningRate: found the number {float(number)}; decimals travel as" in result.stderr
-
-
-@pytest.mark.parametrize("text", ["5e", "e4", "1.2.3", "5e-4x", "-e4"])
-def test_what_is_no_number_stays_a_text(tmp_path: Path, text: str) -> None:
-    path = write_manifest(tmp_path, weightOptimizer={"learningRate": "RATE"})
-    change(path, "RATE", text)
-    assert f"learningRate: found '{text}'; allowed: a decimal" in tandem("validate", "-f", path).stderr
 
 
 def test_a_missing_data_file_is_found_unless_only_the_schema_is_wanted(tmp_path: Path) -> None:
