@@ -199,6 +199,19 @@ class StepStatus(Model):
     stages: tuple[StageStatus, ...] = Field((), max_length=12)
     """Its stages, in order."""
 
+    @property
+    def selects(self) -> dict[StageName, EpochAdapter]:
+        """What each `select` stage scores."""
+        return dict(zip(SELECT_STAGES, self.epochs, strict=False))
+
+    @property
+    def chosen_epoch(self) -> str | None:
+        """Which epoch's adapter was chosen, for people; None where it chose none, or scored none of them."""
+        epoch = next((one.epoch for one in self.epochs if one.adapter == self.adapter), None)
+        if epoch is None or not self.candidates:
+            return None
+        return f"with the adapter of epoch {epoch} of {self.epochs[0].epoch}"
+
 
 class CurrentStep(Model):
     """What is going on, for people and progress bars."""

@@ -81,15 +81,10 @@ def _place(step: StepStatus) -> str:
 
 def _step_line(step: StepStatus) -> str:
     score = f", score {short(step.score)}" if step.score is not None else ""
+    epoch = f", {step.chosen_epoch}" if step.chosen_epoch else ""
     told = any(stage.state == step.state for stage in step.stages)
     why = f": {step.message or step.reason}" if (step.message or step.reason) and not told else ""
-    return f"{_place(step)}: {step.state.lower()}{score}{_chosen_epoch(step)}{why}"
-
-
-def _chosen_epoch(step: StepStatus) -> str:
-    """Which epoch's adapter the step has chosen; empty where it chose none, or scored none of them."""
-    epoch = next((one.epoch for one in step.epochs if one.adapter == step.adapter), None) if step.candidates else None
-    return "" if epoch is None else f", with the adapter of epoch {epoch} of {step.epochs[0].epoch}"
+    return f"{_place(step)}: {step.state.lower()}{score}{epoch}{why}"
 
 
 def _stage_lines(step: StepStatus, old: StageStatus | None, new: StageStatus) -> list[str]:

@@ -85,15 +85,14 @@ def with_epochs(step: StepStatus, epochs: tuple[EpochAdapter, ...]) -> StepStatu
 
 def epoch_of(step: StepStatus, stage: StageStatus) -> EpochAdapter | None:
     """What a select stage scores; None for every other stage."""
-    return dict(zip(SELECT_STAGES, step.epochs, strict=False)).get(stage.name)
+    return step.selects.get(stage.name)
 
 
 def best_stage(step: StepStatus) -> StageName | None:
     """The select stage that scored the step's adapter, the best so far; None while none has been scored."""
     if not step.candidates:
         return None
-    pairs = zip(SELECT_STAGES, step.epochs, strict=False)
-    return next((name for name, epoch in pairs if epoch.adapter == step.adapter), None)
+    return next((name for name, epoch in step.selects.items() if epoch.adapter == step.adapter), None)
 
 
 @dataclass(frozen=True)

@@ -132,8 +132,7 @@ def _step_events(step: StepStatus) -> list[EmitEvent]:
     if step.state not in ("Succeeded", "Skipped", "Stopped"):
         return []
     score = f", score {step.score}" if step.score is not None else ""
-    epoch = next((one.epoch for one in step.epochs if one.adapter == step.adapter), None) if step.candidates else None
-    chosen = f", with the adapter of epoch {epoch} of {step.epochs[0].epoch}" if epoch is not None else ""
+    chosen = f", {step.chosen_epoch}" if step.chosen_epoch else ""
     why = f": {step.message or step.reason}" if step.reason else ""
     text = f"step {step.index} ({step.kind}) {step.state}{score}{chosen}{why}"
     return [EmitEvent("Normal", f"Step{step.state}", text[:1024])]

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 from tandem_api.canonical import canonical_json, sha256_hex
 from tandem_api.contract import CandidateScore, StageRequest
@@ -54,6 +55,16 @@ class Job:
     """Ordinal among several runs of the same example."""
     sampling: Sampling | None = None
     """None: the model's own (`model.sampling`)."""
+
+
+class Scorer(Protocol):
+    """What a race needs of an evaluator."""
+
+    async def run(self, jobs: Sequence[Job], *, progress: ProgressCallback | None = None) -> list[ScoredExample]:
+        """The scored jobs, in the order of `jobs`."""
+
+    def scored(self, jobs: Sequence[Job]) -> list[ScoredExample | None]:
+        """What is known of `jobs`, in their order; runs nothing."""
 
 
 class Evaluator:
@@ -126,14 +137,15 @@ class Evaluator:
         turn, release_soon = asyncio.Lock(), asyncio.get_running_loop().call_soon
 
         async def work() -> None:
-            for key, job in todo:
+            while True:
                 await self._ledger.room()
                 await turn.acquire()
                 release_soon(turn.release)
-                if exhausted:
+                # Taken only now: a job in the hands of one that waits would be overtaken by those after it.
+                if exhausted or (item := next(todo, None)) is None:
                     return
                 try:
-                    await self._run_one(run, key, job)
+                    await self._run_one(run, *item)
                 except BudgetExhausted as error:
                     exhausted.append(error)
                     return

@@ -9,7 +9,7 @@ from tandem_trainer.evaluate.evaluator import Job
 from tandem_trainer.lm.client import BudgetExhausted
 from tandem_trainer.prompt.candidates import Candidate, Scored
 from tandem_trainer.prompt.optimizer import SearchTask
-from tandem_trainer.prompt.selection import best
+from tandem_trainer.prompt.selection import best_of_full, not_in
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ async def compare(task: SearchTask, candidates: Sequence[Candidate], *, may_run:
     With `may_run` False nothing is run, and what there is already decides: a budget that is used up. `done`: runs of
     the program that came before, for the progress.
     """
-    searched = {example.id for example in task.subset}
-    rest = [example for example in task.validation if example.id not in searched]
+    rest = not_in(task.subset, task.validation)
     jobs = [
         ([Job(each.prompts, example) for example in task.subset], [Job(each.prompts, example) for example in rest])
         for each in candidates
@@ -61,5 +60,4 @@ async def compare(task: SearchTask, candidates: Sequence[Candidate], *, may_run:
         Scored(each, task.evaluator.scored(of_subset), task.evaluator.scored(of_rest))
         for each, (of_subset, of_rest) in zip(candidates, jobs, strict=True)
     )
-    full = {index: each.full.score for index, each in enumerate(scored) if each.full is not None}
-    return Finals(scored, list(full)[best(list(full.values()))] if full else None, is_complete)
+    return Finals(scored, best_of_full([each.full for each in scored]), is_complete)

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from tandem_api.records import ScoredExample
-from tandem_trainer.evaluate.evaluator import Evaluator, Job, ProgressCallback
+from tandem_trainer.evaluate.evaluator import Job, ProgressCallback, Scorer
 from tandem_trainer.evaluate.examples import Example
 from tandem_trainer.lm.failures import BudgetExhausted
 from tandem_trainer.prompt.candidates import Candidate, Scored
 from tandem_trainer.prompt.optimizer import Report
 from tandem_trainer.prompt.racing import Rules, Scores, leader, looks_at, losers
-from tandem_trainer.prompt.selection import best
+from tandem_trainer.prompt.selection import best_of_full
 
 #: Called after each round with all candidates, the runs made so far, the runs in all if nobody else is dropped, what
 #: is going on, and the leader's mean so far.
@@ -46,7 +46,7 @@ class Race:
 
 
 async def race(
-    evaluator: Evaluator,
+    evaluator: Scorer,
     candidates: Sequence[Candidate],
     examples: Sequence[Example],
     rules: Rules,
@@ -73,7 +73,7 @@ class _Course:
     """What is known in the course of a race."""
 
     def __init__(
-        self, evaluator: Evaluator, candidates: Sequence[Candidate], examples: Sequence[Example], rules: Rules
+        self, evaluator: Scorer, candidates: Sequence[Candidate], examples: Sequence[Example], rules: Rules
     ) -> None:
         self._evaluator = evaluator
         self._candidates = candidates
@@ -146,9 +146,7 @@ class _Course:
     def outcome(self, is_complete: bool) -> Race:
         """How it ended."""
         scored = self.scored()
-        full = {index: each.score.score for index, each in enumerate(scored) if each.score is not None}
-        winner = list(full)[best(list(full.values()))] if full else None
-        return Race(scored, winner, is_complete, self.runs)
+        return Race(scored, best_of_full([each.score for each in scored]), is_complete, self.runs)
 
     def _scores(self) -> Scores:
         """Of all candidates on the examples seen; 0 where one was dropped before."""

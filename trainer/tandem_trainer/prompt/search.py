@@ -12,7 +12,7 @@ from tandem_trainer.prompt.candidates import Candidate, Scored
 from tandem_trainer.prompt.optimizer import Report
 from tandem_trainer.prompt.race import OnRound, Race, race
 from tandem_trainer.prompt.racing import Rules
-from tandem_trainer.prompt.selection import best
+from tandem_trainer.prompt.selection import best_of_full, not_in
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ async def search(
     scored on all of validation wins, if there is one.
     """
     raced = await race(evaluator, candidates, subset, rules, on_round=on_round, on_run=on_run)
-    searched = {example.id for example in subset}
-    rest = [example for example in validation if example.id not in searched]
+    rest = not_in(subset, validation)
     scored = [Scored(each.candidate, each.records, None if rest else (), each.dropped) for each in raced.scored]
     is_complete, finalists = raced.is_complete, 0
     if rest and is_complete and raced.winner is not None:
@@ -55,10 +54,9 @@ async def search(
         chosen = list(dict.fromkeys([raced.winner, 0]))
         finalists = len(chosen)
         is_complete = await _score_fully(evaluator, scored, chosen, subset, rest, raced, on_run)
-    full = {index: each.full.score for index, each in enumerate(scored) if each.full is not None}
     return Outcome(
         scored=tuple(scored),
-        winner=list(full)[best(list(full.values()))] if full else None,
+        winner=best_of_full([each.full for each in scored]),
         is_complete=is_complete,
         runs=sum(record is not None for each in scored for record in [*each.records, *(each.rest or ())]),
         exhaustive_runs=len(scored) * len(subset) + finalists * len(rest),

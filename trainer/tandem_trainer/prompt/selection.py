@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tandem_api.canonical import canonical_json
+from tandem_api.contract import CandidateScore
 from tandem_trainer.evaluate.examples import Example
 
 
@@ -19,3 +20,15 @@ def without_overlap(
 def best(scores: Sequence[float]) -> int:
     """The index of the highest score; of equal ones the earliest."""
     return max(range(len(scores)), key=lambda index: (scores[index], -index))
+
+
+def best_of_full(scores: Sequence[CandidateScore | None]) -> int | None:
+    """The same of those that have a score, which the full evaluation gave; None: there is none."""
+    full = {index: found.score for index, found in enumerate(scores) if found is not None}
+    return list(full)[best(list(full.values()))] if full else None
+
+
+def not_in(subset: Sequence[Example], examples: Sequence[Example]) -> list[Example]:
+    """The rest of `examples`, in their order."""
+    searched = {example.id for example in subset}
+    return [example for example in examples if example.id not in searched]

@@ -14,7 +14,7 @@ from typing import Any
 from tandem_api.contract import CandidateScore, StageRequest
 from tandem_api.records import PromptSet, ScoredExample
 from tandem_api.store import ObjectStore
-from tandem_api.v1alpha1.status import SELECT_STAGES, Candidate, StageName, StageStatus, Status, StepStatus, Usage
+from tandem_api.v1alpha1.status import Candidate, StageName, StageStatus, Status, StepStatus, Usage
 from tandem_trainer.context import StageContext
 from tandem_trainer.evaluate.examples import Example, load_splits
 from tandem_trainer.evaluate.ledger import Ledger
@@ -289,8 +289,7 @@ def _scoring_stages(step: StepStatus, candidate: Candidate) -> tuple[StageName, 
     all there is where the step was stopped before its evaluation."""
     if step.kind == "p":
         return ("optimize",)
-    selects = zip(SELECT_STAGES, step.epochs, strict=False)
-    return (*(name for name, epoch in selects if epoch.adapter == candidate.adapter), "evaluate")
+    return (*(name for name, epoch in step.selects.items() if epoch.adapter == candidate.adapter), "evaluate")
 
 
 def _is_bare(record: ScoredExample) -> bool:

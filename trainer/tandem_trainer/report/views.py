@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from tandem_api.records import PredictorPrompt
 from tandem_api.v1alpha1.spec import Spec
-from tandem_api.v1alpha1.status import SELECT_STAGES, StageStatus, StepStatus
+from tandem_api.v1alpha1.status import StageStatus, StepStatus
 from tandem_api.v1alpha1.weight_optimizers import WeightOptimizer
 from tandem_trainer.report import formats
 from tandem_trainer.report.facts import Facts, Search, Training
@@ -178,7 +178,7 @@ def _stage(step: StepStatus, name: str) -> StageStatus | None:
 def _epochs(step: StepStatus) -> tuple[EpochView, ...]:
     """The select stages that ended, with what they found."""
     views = []
-    for name, epoch in zip(SELECT_STAGES, step.epochs, strict=False):
+    for name, epoch in step.selects.items():
         stage = _stage(step, name)
         if stage is None or not stage.facts:
             continue

@@ -16,6 +16,7 @@ from tandem_api.errors import ErrorRateError, ServingError
 from tandem_api.records import PredictorCall, PredictorPrompt, PromptSet
 from tandem_api.v1alpha1.spec import Sampling
 from tandem_api.v1alpha1.status import Artifact, Usage
+from tandem_trainer import journal
 from tandem_trainer.evaluate.evaluator import Evaluator, Job, summarize
 from tandem_trainer.evaluate.examples import Example
 from tandem_trainer.evaluate.ledger import Ledger
@@ -256,6 +257,26 @@ def test_spent_budget_keeps_what_was_in_flight(evaluate: Any, make_spec: Any, st
     evaluator, _ = build(make_spec, FakeRunner(), store)
     found = evaluator.scored([Job(prompts(), example) for example in EXAMPLES])
     assert [record is not None for record in found] == [True] * 10 + [False] * 30
+
+
+def test_a_store_that_holds_work_back_does_not_change_the_order_of_the_runs(
+    make_spec: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader's runs are first, so that a budget that ends leaves a leader: none may be overtaken while it waits."""
+
+    class Uneven(FakeRunner):
+        async def run(self, *given: Any, **named: Any) -> ProgramRun:
+            found = await super().run(*given, **named)
+            await asyncio.sleep(0.003 * (len(self.started) % 5))
+            return found
+
+    monkeypatch.setattr(journal, "ROOM_SECONDS", 0.05)
+    runner, store = Uneven(), MemoryStore(on_put=lambda key: time.sleep(0.03))
+    evaluator, _ = build(make_spec, runner, store, concurrency=4)
+    evaluator._ledger = ledger = Ledger(store, "slow/", batch=4)
+    asyncio.run(evaluator.run([Job(prompts(), example) for example in EXAMPLES]))
+    ledger.close()
+    assert runner.started == [example.id for example in EXAMPLES]
 
 
 def test_dead_server_ends_the_run_at_once_and_leaves_no_task_behind(make_spec: Any, store: MemoryStore) -> None:

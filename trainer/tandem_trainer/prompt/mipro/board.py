@@ -25,7 +25,7 @@ from typing import Any
 from tandem_api.canonical import seed_from
 from tandem_api.records import PromptSet, ScoredExample
 from tandem_api.v1alpha1.prompt_optimizers import Mipro
-from tandem_trainer.evaluate.evaluator import Evaluator, Job
+from tandem_trainer.evaluate.evaluator import Job, Scorer
 from tandem_trainer.evaluate.examples import Example
 from tandem_trainer.lm.failures import BudgetExhausted
 from tandem_trainer.prompt.candidates import Candidate
@@ -100,7 +100,7 @@ class Board:
     """All combinations that were tried. When the budget ends, BudgetExhausted is raised and what was scored is kept."""
 
     def __init__(
-        self, evaluator: Evaluator, examples: Sequence[Example], settings: Mipro, seed: tuple[Any, ...], on_runs: OnRuns
+        self, evaluator: Scorer, examples: Sequence[Example], settings: Mipro, seed: tuple[Any, ...], on_runs: OnRuns
     ) -> None:
         """`examples`: of the search, in seeded order."""
         self._evaluator = evaluator

@@ -21,12 +21,11 @@ from __future__ import annotations
 import random
 import textwrap
 from collections.abc import Iterable, Mapping
-from typing import cast
 
 from tandem_api.canonical import seed_from
 from tandem_api.errors import DataError
 from tandem_api.v1alpha1.prompt_optimizers import Mipro
-from tandem_trainer.evaluate.evaluator import Evaluator
+from tandem_trainer.evaluate.evaluator import Scorer
 from tandem_trainer.evaluate.examples import Example
 from tandem_trainer.lm.failures import BudgetExhausted
 from tandem_trainer.lm.writer import Writer, Writing
@@ -98,7 +97,7 @@ class _Search:
 
     def _new_board(self) -> Board:
         task = self._task
-        evaluator = task.evaluator
+        scorer: Scorer = task.evaluator
         examples: list[Example] = list(task.subset)
         if self._settings.search_on == "train":
             if not task.train:
@@ -107,10 +106,10 @@ class _Search:
                     "those of validation examples, too; give some, or search on validation"
                 )
             examples = list(task.train)
-            evaluator = cast(Evaluator, TrainingEvaluator(evaluator, task.inputs))
+            scorer = TrainingEvaluator(task.evaluator, task.inputs)
         # One order for all: every comparison is made on the same examples.
         random.Random(seed_from(*self._seed, "examples")).shuffle(examples)
-        return Board(evaluator, examples, self._settings, self._seed, self._report)
+        return Board(scorer, examples, self._settings, self._seed, self._report)
 
     async def run(self) -> None:
         """Initialize, then search. Raises BudgetExhausted."""
