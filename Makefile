@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 export HF_HUB_OFFLINE := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo examples test lint unit chart engine local cluster bench generate environment clean
+.PHONY: demo examples test lint unit chart engine local faults cluster bench generate environment clean
 
 environment:
 	@tools/environment
@@ -39,15 +39,22 @@ engine: environment
 local: environment
 	$(PYTHON) -m pytest tests/local -q
 
+# A real API server without nodes; TANDEM_FAULTS=full for everything, which takes hours.
+faults: environment
+	$(PYTHON) -m pytest tests/faults -q
+
 # A real Kubernetes on this machine, brought up for the tests and taken down after them.
 cluster: environment
 	$(PYTHON) -m pytest tests/cluster -q
 
-# A goal that is missed is said in the table; the other measurements are made nevertheless.
+# A goal that is missed is said in the table; the other measurements are made nevertheless. About 40 minutes; the last
+# one, with a real model, is most of it and goes on where it was stopped.
 bench: environment
 	-$(PYTHON) tests/bench/evaluation_rate.py
 	-$(PYTHON) tests/bench/prompt_search.py
 	-$(PYTHON) tests/bench/racing_quality.py --problems 100
+	-$(PYTHON) tests/bench/training_throughput.py
+	-$(PYTHON) tests/bench/real_search.py --out runs/real-search
 
 generate: environment
 	$(PYTHON) -m tandem_api.v1alpha1.crd crds

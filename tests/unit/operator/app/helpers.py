@@ -53,7 +53,7 @@ class Heard:
         self.errors.append((key, error))
 
 
-def until(check: Callable[[], object], seconds: float = 10.0) -> None:
+def until(check: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for something that other threads or processes do."""
     end = time.monotonic() + seconds
     while not check():
@@ -61,7 +61,7 @@ def until(check: Callable[[], object], seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-async def until_async(check: Callable[[], object], seconds: float = 10.0) -> None:
+async def until_async(check: Callable[[], object], seconds: float = 60.0) -> None:
     """The same within an event loop."""
     end = time.monotonic() + seconds
     while not check():

@@ -127,7 +127,7 @@ def test_a_spare_waits_and_takes_over_when_the_lease_has_run_out(api: FakeApi) -
         one.elector._stop.set()
         died = time.monotonic()
         until(lambda: two.won)
-        assert 1.5 < time.monotonic() - died < 5
+        assert time.monotonic() - died > 1.5
         assert two.elector.is_held()
         assert not one.elector.is_held()
     assert api.lease is not None
@@ -165,7 +165,7 @@ def test_a_released_lease_is_taken_at_once(api: FakeApi) -> None:
         released = time.monotonic()
         assert not one.elector.is_held()
         until(lambda: two.won)
-        assert time.monotonic() - released < 1
+        assert time.monotonic() - released < SETTINGS.duration_seconds
     assert one.lost == []
     assert api.writes[-2:] == ["", "two"]
 
@@ -192,7 +192,7 @@ def test_a_spare_can_be_stopped_and_releases_nothing(api: FakeApi) -> None:
 
 def test_of_two_that_write_at_once_one_leads(api: FakeApi) -> None:
     barrier = threading.Barrier(2)
-    api.before_write = lambda: barrier.wait(5)
+    api.before_write = lambda: barrier.wait(60)
     with candidates(api, "one", "two") as both:
         tries = [threading.Thread(target=lambda c=c: c.won.append(c.elector._try())) for c in both]
         for thread in tries:
@@ -222,9 +222,9 @@ def test_a_leader_that_cannot_renew_stops_before_a_spare_may_begin(api: FakeApi)
         assert one.elector.acquire(one.stop)
         began = time.monotonic()
         api.fault = OSError("no route to host")
-        until(lambda: one.lost)
+        until(lambda: not one.elector.is_held())
         assert 1.0 < time.monotonic() - began < SETTINGS.duration_seconds
-        assert not one.elector.is_held()
+        until(lambda: one.lost)
     assert one.lost == ["one has lost the leadership: it could not renew its Lease in time"]
 
 
@@ -233,9 +233,8 @@ def test_a_call_that_hangs_does_not_keep_a_leader_alive(api: FakeApi) -> None:
         assert one.elector.acquire(one.stop)
         release = threading.Event()
         api.before_write = lambda: bool(release.wait(10)) and None
-        began = time.monotonic()
         until(lambda: one.lost)
-        assert time.monotonic() - began < 3
+        assert not release.is_set()
         release.set()
 
 
@@ -267,6 +266,6 @@ def test_a_container_that_was_started_anew_goes_on_with_its_lease(api: FakeApi) 
         before.elector._stop.set()
         began = time.monotonic()
         assert after.elector.acquire(after.stop)
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < SETTINGS.duration_seconds
     assert api.lease is not None
     assert api.lease.spec.lease_transitions == 0

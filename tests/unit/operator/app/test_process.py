@@ -129,7 +129,7 @@ def test_the_end_waits_for_a_pass_and_then_releases(server: ApiServer) -> None:
 
     def slow(key: Key) -> Outcome:
         entered.set()
-        go.wait(10)
+        go.wait(60)
         return Outcome(0.0, None)
 
     world.answer = slow
@@ -153,7 +153,7 @@ def test_with_a_pass_that_does_not_end_the_lease_is_kept(server: ApiServer, monk
 
     def endless(key: Key) -> Outcome:
         entered.set()
-        go.wait(10)
+        go.wait(60)
         return Outcome(None, None)
 
     world.answer = endless

@@ -97,7 +97,7 @@ def test_a_key_that_is_added_during_its_pass_is_done_again_after_it() -> None:
 
     def answer(key: Key, call: int) -> Outcome:
         entered.set()
-        go.wait(5)
+        go.wait(60)
         return DONE
 
     script = Script(answer)
@@ -238,13 +238,14 @@ def test_a_failing_pass_is_not_called_at_once_by_the_event_of_its_own_writing(mo
     script = Script(answer)
 
     async def story(queue: WorkQueue) -> None:
+        began = time.monotonic()
         queue.add(A)
         for _ in range(50):
             await asyncio.sleep(0.01)
             queue.add(A)
+        assert 2 <= script.count(A) <= (time.monotonic() - began) / 0.1 + 2
 
     play(script, story)
-    assert 2 <= script.count(A) <= 7
 
 
 def test_retry_after_is_honoured_also_by_events() -> None:
@@ -294,7 +295,7 @@ def test_the_end_waits_for_passes_and_starts_none() -> None:
 
     def answer(key: Key, call: int) -> Outcome:
         entered.set()
-        go.wait(5)
+        go.wait(60)
         return Outcome(0.0, None)
 
     script = Script(answer)

@@ -62,12 +62,12 @@ def test_a_whole_batch_is_written_at_once_and_a_slow_store_gathers_larger_ones()
 
     def hold(key: str) -> None:
         writing.set()
-        assert release.wait(5)
+        assert release.wait(60)
 
     store = MemoryStore(on_put=hold)
     ledger = Ledger(store, PREFIX, batch=4)
     ledger.add(record("0"))
-    assert writing.wait(5)
+    assert writing.wait(60)
     for n in range(1, 101):
         ledger.add(record(str(n)))
     release.set()
@@ -123,7 +123,7 @@ def test_a_store_that_is_slower_than_the_model_holds_new_work_back() -> None:
 
     class Slow(MemoryStore):
         def put(self, key: str, data: bytes) -> Artifact:
-            release.wait(10)
+            release.wait(60)
             return super().put(key, data)
 
     async def scenario() -> None:
