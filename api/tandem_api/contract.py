@@ -71,15 +71,33 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def served_names(name: str, adapter: Artifact | None) -> tuple[str, ...]:
+    """The names under which `adapter` is served, where `name` stands for it: a folder of adapters has one for each."""
+    if adapter is None or adapter.adapters is None:
+        return (name,)
+    return tuple(f"{name}-{number}" for number in range(adapter.adapters))
+
+
 class Endpoint(Message):
     """The model server that a stage uses."""
 
     url: str
     """Base URL, without /v1."""
     model: str
-    """The served name that every call must use: the base model's or the adapter's."""
+    """The served name that every call must use: the base model's or the adapter's. Adapters of several predictors have
+    `names` instead, and the base model answers the calls of all others."""
     adapter: Artifact | None = None
     """The adapter behind that name; None for the base model."""
+
+    @property
+    def default(self) -> str:
+        """The name for calls of no predictor with an adapter of its own."""
+        return self.model if self.adapter is None or self.adapter.adapters is None else BASE_MODEL
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that must be served."""
+        return tuple(dict.fromkeys([self.default, *served_names(self.model, self.adapter)]))
 
 
 class StorageRef(Message):

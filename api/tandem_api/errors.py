@@ -65,6 +65,12 @@ class AdapterMissingError(ServingError):
     code = "AdapterMissing"
 
 
+class WrongAdapterError(ServingError):
+    """The server answers under the adapter's name, but with other weights."""
+
+    code = "WrongAdapter"
+
+
 class ErrorRateError(TandemError):
     """More examples failed than `evaluation.maxErrorRate` allows."""
 

@@ -19,6 +19,9 @@ StepKind = Literal["p", "w"]
 #: More steps than this are refused: the status must stay small, and no published strategy is near it.
 MAX_STEPS = 32
 
+#: Four times what as many steps need. Reading a text takes time that grows with the square of its length.
+MAX_TEXT = 640
+
 _TOKEN = re.compile(r"\s*(->|[pw](?![A-Za-z0-9_])|[(){}]|\d+)")
 _ALLOWED = "allowed: vanilla, or p, w, '->', and groups such as '(p -> w){3}'"
 #: The strategy without steps: the paper's name for the unchanged program.
@@ -30,6 +33,8 @@ def parse_strategy(text: str) -> tuple[StepKind, ...]:
 
     Raises ValueError that says where the text is wrong and what is allowed.
     """
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"the strategy has {len(text)} characters; allowed: at most {MAX_TEXT}, for {MAX_STEPS} steps")
     if text.strip() == VANILLA:
         return ()
     tokens = _tokenize(text)
@@ -70,7 +75,7 @@ def _parse_sequence(text: str, tokens: list[tuple[str, int]], position: int, dep
 
 def _parse_item(text: str, tokens: list[tuple[str, int]], position: int, depth: int) -> tuple[list[StepKind], int]:
     if depth > 8:
-        raise ValueError(f"strategy {text!r}: groups are nested more than 8 deep")
+        raise ValueError(f"strategy {text!r}: groups are nested more than 8 deep; allowed: 8")
     token = tokens[position][0] if position < len(tokens) else ""
     if token == "p":
         return ["p"], position + 1

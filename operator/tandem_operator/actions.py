@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tandem_api.contract import StageRequest
+from tandem_api.contract import StageRequest, served_names
 from tandem_api.v1alpha1.status import Artifact
 
 
@@ -14,11 +14,16 @@ class EnsureServing:
     """Make the model server look like this, and nothing else be served."""
 
     name: str
-    """The served model name that calls must use."""
+    """The served model name that calls must use; with adapters of several predictors what their names begin with."""
     adapter: Artifact | None
     mode: Literal["base", "merged", "reload", "rollout"]
     restart: int = 0
     """How often the run's servers have been started anew: one that is there under a lower number has failed."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that must be served: one, or one for each of several predictors' adapters."""
+        return served_names(self.name, self.adapter)
 
 
 @dataclass(frozen=True)

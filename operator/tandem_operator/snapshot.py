@@ -49,6 +49,8 @@ class TaskObservation:
     waiting: str = ""
     """What a running attempt waits for before it can work, in one CamelCase word; empty: it works."""
     waiting_message: str = ""
+    lacks_request: bool = False
+    """It waits because what it is asked to do is gone: somebody has deleted it."""
 
 
 @dataclass(frozen=True)

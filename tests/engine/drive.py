@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from tandem_api.conditions import SUCCEEDED, is_true
+from tandem_api.contract import BASE_MODEL, served_names
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_api.v1alpha1.run import parse_run
 from tandem_operator.actions import Action
@@ -53,7 +54,11 @@ class MortalPlatform(LocalPlatform):
 def scripted_server(latency: float, log: Path | None) -> Commands:
     def command(launch: ServerLaunch) -> tuple[str, ...]:
         argv = [sys.executable, str(HERE.parent / "scripted_lm" / "server.py"), "--port", str(launch.port)]
-        argv += ["--model", launch.name, "--latency", str(latency), "--script", f"{HERE / 'model.py'}:answer"]
+        # As vLLM: adapters that it applies are served beside the base model, a merged one is all there is.
+        base = [BASE_MODEL] if launch.mode in ("reload", "rollout") else []
+        for name in (*base, *served_names(launch.name, launch.adapter)):
+            argv += ["--model", name]
+        argv += ["--latency", str(latency), "--script", f"{HERE / 'model.py'}:answer"]
         return (*argv, *(("--log", str(log)) if log else ()))
 
     return Commands(worker=(sys.executable, str(HERE / "worker.py")), server=command)

@@ -3,6 +3,9 @@ it a way, and with tuning. Asked for anything but a label, it writes such an ins
 
 Deterministic: what it answers depends on the prompt, the seed (where it samples) and the served name alone. Its faults
 come from the environment of the server process: ENGINE_FAULTS, a JSON object {"every": n, "status": code} and the like.
+Those of a program's calls under an adapter's name are {"tuned": {fields of Fault}}, until the file "until" is there.
+With {"canary": n} adapters have canaries, and n of them are asked for in vain: up to then the base model answers under
+the adapter's name.
 """
 
 from __future__ import annotations
@@ -14,23 +17,29 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tests.scripted_lm.server import Fault
+from tests.scripted_lm.server import Fault, Scored
 
 ITEM = re.compile(r"^Review: item (\d+) is (good|bad)$", re.MULTILINE)
 LABEL_WANTED = re.compile(r"Review: item \d+ is (good|bad)\nSentiment:$")
 WAY = re.compile(r"in the way ([0-9a-f]{6})")
 #: Share of right answers in percent: unaided, with each demo more, at most with a way more, tuned.
 UNAIDED, PER_DEMO, BEST_WAY, TUNED = 40, 15, 30, 90
+#: What the base model and any adapter give each token of a canary.
+BASE_LOGPROB, TUNED_LOGPROB = -3.0, -0.5
 
 _faults = json.loads(os.environ.get("ENGINE_FAULTS", "{}"))
-_count = 0
+_count = _canaries = 0
 
 
-def answer(request: dict[str, Any]) -> str | Fault:
+def answer(request: dict[str, Any]) -> str | Fault | Scored:
     """The label of the last item, right as often as the model's skill says."""
-    fault = _fault()
+    global _canaries
+    fault = _fault() or _tuned_fault(request)
     if fault is not None:
         return fault
+    if "prompt_logprobs" in request:
+        _canaries += 1
+        return Scored(TUNED_LOGPROB if _is_tuned(request) else BASE_LOGPROB)
     text = request["text"]
     if not LABEL_WANTED.search(text):
         way = _digits(f"{request['seed']}/{text}")[:6]
@@ -38,13 +47,18 @@ def answer(request: dict[str, Any]) -> str | Fault:
     items = ITEM.findall(text)
     number, label = items[-1]
     skill = UNAIDED + PER_DEMO * (len(items) - 1) + sum(int(way, 16) % BEST_WAY for way in WAY.findall(text))
-    if request["model"] != "base":
+    if _is_tuned(request):
         skill = TUNED
     # Sampling moves what it gets right; greedy answers are always the same.
     chance = f"{number}/{request['seed'] if request.get('temperature') else ''}"
     lucky = int(_digits(chance), 16) % 100 < skill
     right = {"good": "positive", "bad": "negative"}[label]
     return f" {right if lucky else 'mu'}"
+
+
+def _is_tuned(request: dict[str, Any]) -> bool:
+    wrong = _faults.get("canary", 0)
+    return request["model"] != "base" and (wrong == 0 or _canaries > wrong)
 
 
 def _digits(text: str) -> str:
@@ -65,3 +79,10 @@ def _fault() -> Fault | None:
             marker.touch()
             os._exit(1)
     return None
+
+
+def _tuned_fault(request: dict[str, Any]) -> Fault | None:
+    if request["model"] == "base" or "prompt_logprobs" in request or "tuned" not in _faults:
+        return None
+    until = _faults.get("until")
+    return None if until and Path(until).exists() else Fault(**_faults["tuned"])

@@ -4,6 +4,7 @@ the real worker. Real training takes half a minute and a model; tests/local has 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 import tempfile
@@ -13,7 +14,14 @@ from pathlib import Path
 from tandem_api.contract import EpochDigest, StageResult
 from tandem_api.v1alpha1.status import Artifact
 from tandem_trainer import main
+from tandem_trainer.adapters.canary import CANARY_FILE, Canary, CanaryRow
+from tandem_trainer.adapters.predictors import adapter_set
 from tandem_trainer.context import StageContext
+from tandem_trainer.lora.shares import divide, gather
+from tandem_trainer.traces.io import read_traces
+
+#: What a sidecar demands of an adapter before it has it loaded.
+CONFIG = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
 
 
 def train(context: StageContext) -> StageResult:
@@ -21,6 +29,8 @@ def train(context: StageContext) -> StageResult:
     request, layout = context.request, context.request.stage_layout
     assert request.traces is not None and request.weight_optimizer is not None
     context.store.fetch(request.traces)
+    if request.weight_optimizer.adapters == "per-predictor":
+        return _train_each(context)
     earlier = request.weight_optimizer.kept_epochs[:-1]
     epochs = tuple(
         EpochDigest(epoch=epoch, sha256=_put(context, layout.epoch_adapter(epoch), f"epoch {epoch}").sha256)
@@ -30,16 +40,52 @@ def train(context: StageContext) -> StageResult:
     return StageResult(adapter=adapter, epochs=epochs, facts={"rows": request.traces.count or 0})
 
 
+def _train_each(context: StageContext) -> StageResult:
+    """An adapter for each predictor: a digest of its own rows and of what it continues."""
+    request, store = context.request, context.store
+    assert request.traces is not None and request.weight_optimizer is not None
+    with tempfile.TemporaryDirectory() as name:
+        folder, start = Path(name), None
+        if request.start_adapter is not None:
+            start = folder / "start"
+            store.fetch_folder(request.start_adapter, start)
+        shares = divide(list(read_traces(store, request.traces)), request.weight_optimizer, start)
+        trained: list[Path | None] = []
+        for number, share in enumerate(shares):
+            before = b"" if share.start is None else (share.start / "adapter_model.safetensors").read_bytes()
+            trained.append(_write(folder / str(number), f"{share.pairs}{before!r}") if share.pairs else None)
+        owners = gather(shares, trained, folder / "all")
+        adapter = adapter_set(store.put_folder(request.stage_layout.adapter, folder / "all"), owners)
+    return StageResult(adapter=adapter, facts={"rows": request.traces.count or 0})
+
+
+def _write(folder: Path, content: str) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(CONFIG))
+    (folder / "adapter_model.safetensors").write_text(hashlib.sha256(content.encode()).hexdigest())
+    return folder
+
+
 def _put(context: StageContext, prefix: str, epoch: str) -> Artifact:
     request = context.request
     assert request.traces is not None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "adapter_config.json").write_text("{}")
+        (folder / "adapter_config.json").write_text(json.dumps(CONFIG))
         start = request.start_adapter.sha256 if request.start_adapter else ""
         content = hashlib.sha256(f"{request.traces.sha256}{start}{epoch}".encode()).hexdigest()
         (folder / "adapter_model.safetensors").write_text(content)
+        if "canary" in json.loads(os.environ.get("ENGINE_FAULTS", "{}")):
+            (folder / CANARY_FILE).write_text(_canary().model_dump_json())
         return context.store.put_folder(prefix, folder)
+
+
+def _canary() -> Canary:
+    """What the scripted model answers for an adapter, and for the base model."""
+    from tests.engine.model import BASE_LOGPROB, TUNED_LOGPROB
+
+    row = CanaryRow(tokens=(1, 2, 3), prompt_tokens=2, base=(BASE_LOGPROB,), adapter=(TUNED_LOGPROB,))
+    return Canary(rows=(row,))
 
 
 def install() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tandem_api.adapters import AdaptersReport, DesiredAdapter, DesiredAdapters
 from tandem_operator.platforms.local.machine import free_port
 from tandem_operator.platforms.local.storage import EmbeddedStorage, client
 from tandem_operator.platforms.local.workdir import Workdir
+from tandem_trainer.adapters.canary import CANARY_FILE, Canary, distance, find_fault, logprobs, question, read_canary
 
 #: What vLLM is started for. The sidecar is told more, so that vLLM itself refuses the adapter above it.
 RANK, TOLD_RANK = 8, 16
@@ -50,12 +52,18 @@ def write_model(folder: Path, size: int = 128) -> None:
 
 
 def write_adapter(model: Path, folder: Path, rank: int) -> None:
-    """An adapter of random weights, so that it answers otherwise than the model does."""
+    """An adapter of random weights, so that it answers otherwise than the model does, and its canary."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
+    from tandem_trainer.lora.canary import write_canary
+    from tandem_trainer.lora.dataset import Row
+
     config = LoraConfig(r=rank, lora_alpha=8 * rank, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder)
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+    tuned.save_pretrained(folder)
+    rows = [Row(f"{n}", tuple((7 * n + 3 * position) % 250 for position in range(60)), 40) for n in range(12)]
+    write_canary(tuned, rows, folder)
 
 
 class Pod:
@@ -165,10 +173,27 @@ async def complete(url: str, model: str, tokens: int) -> tuple[int, Any]:
         return response.status, answer["choices"][0]["text"] if response.status == 200 else answer
 
 
+async def judge_all(url: str, canary: Canary, *, right: str, wrong: tuple[str, ...]) -> None:
+    async with aiohttp.ClientSession() as session:
+
+        async def ask(body: Mapping[str, Any]) -> Mapping[str, Any]:
+            async with session.post(f"{url}/v1/completions", json=body) as response:
+                assert response.status == 200, await response.text()
+                return dict(await response.json())
+
+        assert await find_fault(canary, right, ask) is None
+        for name in wrong:
+            fault = await find_fault(canary, name, ask)
+            assert fault is not None and ("with the base model" in fault) == (name == "base"), fault
+        for name in (right, *wrong):
+            away = [distance(logprobs(row, await ask(question(name, row))), row.adapter) for row in canary.rows]
+            print(f"{name}: {', '.join(f'{nats:.3f}' for nats in away)} nats per token away from the adapter")
+
+
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pod, dict[str, DesiredAdapter]]]:
     """A pod that wants nothing yet, and the adapters in its bucket: `one`, `two`, `wide` of a rank too high, `alien` of
-    another model."""
+    another model, `forged` with the canary of `one` and the weights of `two`."""
     folder = tmp_path_factory.mktemp("pod")
     (folder / "work").mkdir()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
@@ -178,10 +203,12 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pod, di
     write_model(folder / "larger", 256)
     for name, model, rank in (("one", "model", 8), ("two", "model", 4), ("wide", "model", 16), ("alien", "larger", 8)):
         write_adapter(folder / model, folder / name, rank)
+    shutil.copytree(folder / "two", folder / "forged")
+    shutil.copyfile(folder / "one" / CANARY_FILE, folder / "forged" / CANARY_FILE)
     storage.wait_until_ready()
     store = client(storage.ref, storage.credentials)
     found = {}
-    for name in ("one", "two", "wide", "alien"):
+    for name in ("one", "two", "wide", "alien", "forged"):
         artifact = store.put_folder(f"runs/{name}/adapter/", folder / name)
         found[name] = DesiredAdapter(name=f"{name}-{artifact.sha256[:16]}", uri=artifact.uri, sha256=artifact.sha256)
     environment = clean | dict(storage.credentials) | {"AWS_ENDPOINT_URL": str(storage.ref.endpoint)}
@@ -207,7 +234,7 @@ def test_a_real_adapter_through_its_life(adapters: tuple[Pod, dict[str, DesiredA
     # Loaded, and it answers as itself; a name that nobody serves is never answered by another model.
     begun = time.monotonic()
     pod.want(one)
-    pod.until(lambda report: report.ready)
+    pod.until(lambda report: report.ready, 300)  # vLLM compiles its kernels in the first call, the canary's
     seconds, memory = time.monotonic() - begun, pod.memory("sidecar")
     print(f"fetched and loaded within {seconds:.2f} s; the sidecar has {memory:.0f} MiB")
     assert memory < 150
@@ -225,6 +252,16 @@ def test_a_real_adapter_through_its_life(adapters: tuple[Pod, dict[str, DesiredA
     report = pod.until(lambda report: any(failure.permanent for failure in report.failed))
     print(f"an adapter of another model: {report.failed[0].message}")
     assert report.failed[0].name == found["alien"].name and pod.complete(two.name)[0] == 200
+
+    # What a server answers under a name is held against the canary: the right adapter passes, whatever else does not.
+    canary = read_canary(pod.folder / "one")
+    assert len(canary.rows) == 3, canary.reason
+    asyncio.run(judge_all(pod.vllm, canary, right=one.name, wrong=(two.name, "base")))
+    pod.want(one, two, found["forged"])
+    report = pod.until(lambda report: any(failure.permanent for failure in report.failed), 120)
+    assert f"the server answers as {found['forged'].name!r} with other weights (canary" in report.failed[0].message
+    assert set(report.loaded) == {one.name, two.name}
+    assert pod.complete(found["forged"].name)[0] == 404
 
     # Calls that have begun when their adapter is dropped come to their end; after them it is gone.
     async def drop_meanwhile() -> list[tuple[int, Any]]:
@@ -263,3 +300,4 @@ def test_a_real_adapter_through_its_life(adapters: tuple[Pod, dict[str, DesiredA
     print(f"a new vLLM has its adapter after {time.monotonic() - begun:.1f} s")
     assert pod.complete(one.name) == (200, text)
     assert pod.log("sidecar").count(f"{one.name}: loaded") == 2
+    assert pod.log("sidecar").count(f"{one.name}: vLLM answers as its canary says") == 3

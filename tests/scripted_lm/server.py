@@ -2,11 +2,11 @@
 
     python tests/scripted_lm/server.py --port 8000 --model base --latency 0.3 --script answers.py:answer
 
-A script is a function `answer(request: dict) -> str | Fault`. The request is the call's JSON body with three more keys:
-`endpoint` ("chat" or "completions"), `text` (the prompt, or all chat messages one under another) and `nth` (how many
-identical requests came before this one). Like vLLM the server refuses a model that it does not serve with 404, ends
-completions at the request's stop strings and cuts them at `max_tokens`, or `max_completion_tokens` (one word is one
-token here).
+A script is a function `answer(request: dict) -> str | Fault | Scored`. The request is the call's JSON body with three
+more keys: `endpoint` ("chat" or "completions"), `text` (the prompt, or all chat messages one under another) and `nth`
+(how many identical requests came before this one). Like vLLM the server refuses a model that it does not serve with
+404, ends completions at the request's stop strings and cuts them at `max_tokens`, or `max_completion_tokens` (one word
+is one token here).
 
 HTTP is parsed by hand over an asyncio.Protocol: what is benchmarked is the client, so the server must cost little.
 """
@@ -61,7 +61,14 @@ class Fault:
     """The completion, or the error's message."""
 
 
-Answer = Callable[[dict[str, Any]], str | Fault]
+@dataclass(frozen=True)
+class Scored:
+    """The answer to a call for `prompt_logprobs`: each token of the prompt has this one."""
+
+    logprob: float
+
+
+Answer = Callable[[dict[str, Any]], str | Fault | Scored]
 
 
 def echo(request: dict[str, Any]) -> str:
@@ -84,6 +91,8 @@ class ScriptedLM:
         """`key`: calls without this bearer token are refused; None: anybody may call."""
         self.answer = answer
         self.models = set(models)
+        self.adapters: dict[str, str] = {}
+        """Folders of the adapters that were loaded, by their names."""
         self.log = log
         self.key = key
         self.calls: Counter[str] = Counter()
@@ -128,7 +137,7 @@ class ScriptedLM:
             self.requests.append(request)
         if self.log is not None:
             self.log.write(orjson.dumps(request) + b"\n")
-        if model not in self.models:
+        if model not in self.models and model not in self.adapters:
             message = f"The model `{model}` does not exist."
             return Fault(status=404), _error(404, message, "NotFoundError")
         try:
@@ -143,9 +152,38 @@ class ScriptedLM:
         if not fault.drop:
             self.answered[key] = self.answered.get(key, 0) + 1
         text = answer if isinstance(answer, str) else fault.text
-        tokens, body = _completion(request, text, fault.wrong_model or str(model))
+        logprob = answer.logprob if isinstance(answer, Scored) else None
+        tokens, body = _completion(request, text, fault.wrong_model or str(model), logprob)
         self.tokens += tokens
         return fault, body
+
+    def list_models(self) -> bytes:
+        """The body of /v1/models: only adapters have a parent."""
+        base = [{"id": name, "object": "model", "owned_by": "tandem"} for name in sorted(self.models)]
+        parent = min(self.models, default=None)
+        loaded = [
+            {"id": name, "object": "model", "owned_by": "tandem", "root": root, "parent": parent}
+            for name, root in sorted(self.adapters.items())
+        ]
+        return orjson.dumps({"object": "list", "data": [*base, *loaded]})
+
+    def load_adapter(self, body: bytes) -> tuple[int, bytes]:
+        """Serve an adapter from now on: status and body, as vLLM answers."""
+        request = orjson.loads(body)
+        name, root = request["lora_name"], request["lora_path"]
+        if name in self.adapters:
+            return 400, _error(400, f"The lora adapter '{name}' has already been loaded.", "InvalidUserInput")
+        if not (Path(root) / "adapter_config.json").is_file():
+            return 404, _error(404, f"No adapter found for '{name}'", "NotFoundError")
+        self.adapters[name] = root
+        return 200, f"Success: LoRA adapter '{name}' added successfully.".encode()
+
+    def unload_adapter(self, body: bytes) -> tuple[int, bytes]:
+        """Serve it no longer."""
+        name = orjson.loads(body)["lora_name"]
+        if self.adapters.pop(name, None) is None:
+            return 404, _error(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
+        return 200, f"Success: LoRA adapter '{name}' removed successfully.".encode()
 
 
 _GOOD = Fault()
@@ -161,7 +199,7 @@ def _error(status: int, message: str, kind: str) -> bytes:
     return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": status}})
 
 
-def _completion(request: dict[str, Any], text: str, model: str) -> tuple[int, bytes]:
+def _completion(request: dict[str, Any], text: str, model: str, logprob: float | None = None) -> tuple[int, bytes]:
     """The tokens of prompt and completion, and the response's body."""
     ends = [position for stop in request.get("stop") or () if (position := text.find(stop)) >= 0]
     if ends:
@@ -170,10 +208,14 @@ def _completion(request: dict[str, Any], text: str, model: str) -> tuple[int, by
     finish = "stop"
     if len(words) > limit:
         text, finish = " ".join(words[:limit]), "length"
+    choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
     if request["endpoint"] == "chat":
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+        choice["message"] = {"role": "assistant", "content": text}
     else:
-        choice = {"index": 0, "text": text, "finish_reason": finish}
+        choice["text"] = text
+    if logprob is not None:
+        after_others = [{str(token): {"logprob": logprob, "rank": 1}} for token in request["prompt"][1:]]
+        choice["prompt_logprobs"] = [None, *after_others]
     prompt_tokens, completion_tokens = request["text"].count(" ") + 1, min(len(words), limit)
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
     usage["total_tokens"] = prompt_tokens + completion_tokens
@@ -225,8 +267,11 @@ class _Http(asyncio.Protocol):
         elif route == b"GET /health":
             self._write(200, b"")
         elif route == b"GET /v1/models":
-            models = [{"id": name, "object": "model", "owned_by": "tandem"} for name in sorted(lm.models)]
-            self._write(200, orjson.dumps({"object": "list", "data": models}))
+            self._write(200, lm.list_models())
+        elif route == b"POST /v1/load_lora_adapter":
+            self._write(*lm.load_adapter(body))
+        elif route == b"POST /v1/unload_lora_adapter":
+            self._write(*lm.unload_adapter(body))
         elif route == b"GET /stats":
             self._write(200, orjson.dumps(lm.stats()))
         else:

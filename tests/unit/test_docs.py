@@ -154,7 +154,9 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs/cluster.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "docs/cluster.md", ROOT / "docs/security.md"], ids=lambda page: page.name
+)
 def test_lines_are_short(page: Path) -> None:
     lines = page.read_text(encoding="utf-8").splitlines()
     assert [number for number, line in enumerate(lines, start=1) if len(line) > 120] == []

@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal, NoReturn, get_args
@@ -24,10 +24,11 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from tandem_api.contract import BASE_MODEL, ENV_CACHE
+from tandem_api.contract import BASE_MODEL, ENV_CACHE, served_names
 from tandem_api.errors import EXIT_PREEMPTED, EXIT_RETRYABLE, ConfigurationError, TandemError
 from tandem_api.store import S3Store
 from tandem_api.v1alpha1.status import Artifact
+from tandem_trainer.adapters.predictors import adapter_folders, adapter_set, read_predictors
 from tandem_trainer.lora.base import context_length, local_model
 from tandem_trainer.lora.merge import merged_model, merged_path
 from tandem_trainer.lora.servable import highest_rank, rank_ceiling, read_config
@@ -58,6 +59,8 @@ class Options:
     adapter: Artifact | None = None
     rank: int = 16
     """reload: the highest rank of adapters that will be loaded later."""
+    adapters: int = 1
+    """reload: how many of them may be called at the same time."""
     shutdown_timeout: int | None = None
     """For how many seconds a server that is asked to stop goes on with calls that have begun; None: not at all."""
     bucket: str | None = None
@@ -73,8 +76,8 @@ class Prepared:
 
     model: Path
     """The base model, or the merged one."""
-    adapter: Path | None = None
-    """An adapter that vLLM applies itself."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Adapters that vLLM applies itself, by their served names: one, or those of several predictors."""
     rank: int = 16
     """The highest rank of any adapter."""
     context: int | None = None
@@ -112,6 +115,7 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--adapter-uri", help="s3://bucket/prefix/ of the adapter's folder")
     parser.add_argument("--adapter-sha256", help="the digest of its content")
     parser.add_argument("--rank", type=int, default=16, help="reload: the highest rank that will be loaded")
+    parser.add_argument("--adapters", type=int, default=1, help="reload: so many will be called at the same time")
     parser.add_argument("--shutdown-timeout", type=int, help="seconds for calls that have begun, when asked to stop")
     parser.add_argument("--bucket", help="default: the adapter URI's")
     parser.add_argument("--endpoint", default=os.environ.get("AWS_ENDPOINT_URL") or None, help="the S3 server")
@@ -144,10 +148,19 @@ def prepare(options: Options, cache: Path) -> Prepared:
     if options.mode == "merged" and merged_path(model, cache, sha256).is_dir():
         return Prepared(merged_path(model, cache, sha256), context=context)
     folder = _fetch_adapter(options, options.adapter, cache)
-    rank = rank_ceiling(max(options.rank if options.mode == "reload" else 1, highest_rank(read_config(folder))))
+    predictors = read_predictors(folder)
+    if predictors and options.mode == "merged":
+        raise ConfigurationError(
+            f"--mode merged: {options.adapter.uri} holds adapters of {len(predictors)} predictors, and a model can be "
+            "merged with one only; choose reload or rollout"
+        )
+    names = served_names(options.served_name, adapter_set(options.adapter, predictors))
+    adapters = dict(zip(names, adapter_folders(folder), strict=True))
+    ranks = [highest_rank(read_config(adapter)) for adapter in adapters.values()]
     if options.mode == "merged":
         return Prepared(merged_model(model, folder, cache, sha256), context=context)
-    return Prepared(model, folder, rank, context)
+    rank = rank_ceiling(max(options.rank if options.mode == "reload" else 1, *ranks))
+    return Prepared(model, adapters, rank, context)
 
 
 def vllm_command(options: Options, prepared: Prepared, *, on_cpu: bool) -> list[str]:
@@ -158,7 +171,7 @@ def vllm_command(options: Options, prepared: Prepared, *, on_cpu: bool) -> list[
     """
     applies_lora = options.mode in ("reload", "rollout")
     theirs = {name: value for name, _, value in (argument.partition("=") for argument in options.extra)}
-    base_name = BASE_MODEL if prepared.adapter is not None else options.served_name
+    base_name = BASE_MODEL if prepared.adapters else options.served_name
     ours = {
         "--model": str(prepared.model),
         "--served-model-name": base_name,
@@ -185,16 +198,17 @@ def vllm_command(options: Options, prepared: Prepared, *, on_cpu: bool) -> list[
         ours |= {
             "--enable-lora": None,
             "--max-lora-rank": str(prepared.rank),
-            "--max-loras": "1",
+            # Fewer than are called at the same time would make vLLM swap them from step to step.
+            "--max-loras": str(max(options.adapters, len(prepared.adapters), 1)),
             "--max-cpu-loras": str(MAX_CPU_LORAS),
             "--api-server-count": "1",
         }
-    if prepared.adapter is not None:
-        ours["--lora-modules"] = f"{options.served_name}={prepared.adapter.absolute()}"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     for name, value in ours.items():
         if name not in theirs:
             command += [name] if value is None else [name, value]
+    if prepared.adapters:
+        command += ["--lora-modules", *(f"{name}={adapter.absolute()}" for name, adapter in prepared.adapters.items())]
     return [*command, *options.extra]
 
 

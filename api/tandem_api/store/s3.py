@@ -10,7 +10,7 @@ import tempfile
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlparse
 
@@ -32,16 +32,20 @@ MANIFEST = "sha256sums.json"
 DELETE_BATCH = 1000
 
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+_NO_RIGHT = "the key has no right to this; grant it to read, write, list and delete under the bucket's prefix"
+_FIX_KEY = "correct it where the credentials come from (on a cluster: spec.storage.s3.credentialsSecret)"
 _REFUSED = {
-    "AccessDenied": "the key has no right to this",
-    "403": "the key has no right to this",
-    "InvalidAccessKeyId": "the access key is unknown to the server",
-    "SignatureDoesNotMatch": "the secret key is wrong",
+    "AccessDenied": _NO_RIGHT,
+    "403": _NO_RIGHT,
+    "InvalidAccessKeyId": f"the access key is unknown to the server; {_FIX_KEY}",
+    "SignatureDoesNotMatch": f"the secret key is wrong; {_FIX_KEY}",
     "NoSuchBucket": "there is no such bucket",
     "QuotaExceeded": "the bucket is full",
     "XMinioStorageFull": "the server's disk is full",
     "InsufficientStorage": "the server's disk is full",
 }
+#: What a key is refused with that is not, or no longer, valid.
+_INVALID_KEY = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
 T = TypeVar("T")
 
 
@@ -51,6 +55,7 @@ class S3Store:
     def __init__(self, bucket: str, endpoint: str | None = None, region: str | None = None) -> None:
         self._bucket = bucket
         self._where = endpoint or "AWS"
+        self._was_let_in = False
         # Checksums only where S3 demands them: other servers reject the trailers that boto3 adds by default.
         config = Config(
             retries={"mode": "standard", "total_max_attempts": 5},
@@ -149,7 +154,7 @@ class S3Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
-            for name, sha256 in json.loads(manifest).items():
+            for name, sha256 in _listed(manifest, artifact.uri).items():
                 path = staging / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.download(f"{prefix}{name}", path)
@@ -191,7 +196,9 @@ class S3Store:
 
     def _call(self, verb: str, key: str, call: Callable[[], T]) -> T:
         try:
-            return call()
+            result = call()
+            self._was_let_in = True
+            return result
         except TandemError:
             raise
         except (NoCredentialsError, PartialCredentialsError) as error:
@@ -213,6 +220,9 @@ class S3Store:
         code = _code(error)
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         text = f"cannot {verb} s3://{self._bucket}/{key} at {self._where}: {code}"
+        if code in _INVALID_KEY and self._was_let_in:
+            # It was rotated meanwhile; whoever starts next gets the new one.
+            return StorageUnavailableError(f"{text}: the key was valid before and is no longer")
         if code in _REFUSED:
             return StorageRefusedError(f"{text}: {_REFUSED[code]}")
         if 400 <= status < 500 and status not in (408, 409, 429):
@@ -224,6 +234,23 @@ def file_sha256(path: Path) -> str:
     """The sha256 (hex) of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _listed(manifest: bytes, uri: str) -> dict[str, str]:
+    """The files of a folder and their digests. Raises DataError for one that would lie elsewhere: whoever may write to
+    the bucket must not choose where on this machine a file is written."""
+    try:
+        found = json.loads(manifest)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(sha256, str) for sha256 in found.values()):
+        raise DataError(f"{uri}{MANIFEST} is no list of files and their digests")
+    for name in found:
+        path = PurePosixPath(name)
+        is_inside = not path.is_absolute() and ".." not in path.parts and path.as_posix() == name != "."
+        if not is_inside or not name.isprintable():
+            raise DataError(f"{uri}{MANIFEST} names {name!r}, which is no file of the folder; nothing is fetched")
+    return found
 
 
 def _add_content_md5(params: dict[str, Any], **_: object) -> None:

@@ -6,11 +6,13 @@ and refuse unknown fields. Kubernetes objects carry no floating-point numbers, s
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from pydantic.alias_generators import to_camel
 
 
@@ -38,13 +40,28 @@ def _refuse_number(value: Any) -> Any:
     return value
 
 
+def _refuse_infinite(value: str) -> str:
+    if math.isinf(float(value)):
+        raise ValueError(f"found {value!r}, which is too large for a number; write a smaller one")
+    return value
+
+
+#: As many characters of a name that somebody has chosen are told.
+MAX_NAME = 64
+
+
 def shown(value: Any) -> str:
-    """What was found, for a message: nothing, a mapping, a list, or the value itself in at most 120 characters."""
+    """What was found, for a message: nothing, a mapping, a list, or the value itself, a long one cut."""
     if value is None:
         return "nothing"
     if isinstance(value, (dict, list, tuple)):
         return "a mapping" if isinstance(value, dict) else "a list"
-    return repr(value)[:120]
+    return cut(repr(value), 120)
+
+
+def cut(text: str, most: int) -> str:
+    """`text` in at most so many characters; one that was longer ends in dots."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 class Form:
@@ -68,6 +85,7 @@ _ENTRYPOINT = Form(r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*$", 'a Pyth
 PositiveDecimal = Annotated[
     str,
     Field(pattern=_POSITIVE.pattern, max_length=24),
+    AfterValidator(_refuse_infinite),
     BeforeValidator(_POSITIVE.check),
     BeforeValidator(_refuse_number),
 ]
@@ -86,6 +104,22 @@ Boolean = Annotated[bool, Strict()]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 
 
+_NAME = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+_OBJECT_NAME = Form(
+    f"^{_NAME}$", "the name of an object in the run's own namespace: lower-case letters, digits, '-' and '.'"
+)
+#: An object of the run's namespace, by its name: there is no way to write another namespace.
+ObjectName = Annotated[
+    str, Field(pattern=_OBJECT_NAME.pattern, min_length=1, max_length=253), BeforeValidator(_OBJECT_NAME.check)
+]
+#: The form of an address that names an object of the run's namespace, or a bucket.
+_ADDRESSES = {
+    "configmap": Form(rf"configmap://{_NAME}(/[-._A-Za-z0-9]*)?", "configmap://NAME, or configmap://NAME/KEY"),
+    "pvc": Form(rf"pvc://{_NAME}(/.*)?", "pvc://CLAIM/PATH"),
+    "s3": Form(rf"s3://{_NAME}(/.*)?", "s3://BUCKET/KEY"),
+}
+
+
 class Schemes:
     """The schemes that an address may have: its pattern for the CRD, and a check with a message for people."""
 
@@ -96,9 +130,46 @@ class Schemes:
 
     def check(self, value: Any) -> Any:
         """`value`, if it is an address that is allowed or no text at all. Raises ValueError."""
-        if isinstance(value, str) and value.partition(":")[0] not in self._names:
-            raise ValueError(f"found {value!r}; allowed: an address that begins with one of {self._allowed}")
+        if not isinstance(value, str):
+            return value
+        scheme, _, rest = value.partition(":")
+        if scheme not in self._names:
+            raise ValueError(f"found {shown(value)}; allowed: an address that begins with one of {self._allowed}")
+        if re.search(r"[\x00-\x1f\x7f\\]", value):
+            raise ValueError(f"found {shown(value)}; allowed: an address without control characters and backslashes")
+        # A path on this machine may go upwards: it may start at the manifest's folder.
+        if scheme != "file" and any(part in (".", "..") for part in rest.split("/")):
+            raise ValueError(f"found {shown(value)}; allowed: an address without '.' and '..' parts")
+        if scheme in _ADDRESSES:
+            _ADDRESSES[scheme].check(value)
         return value
+
+
+class WebAddress:
+    """The address of a server without keys in it: its pattern for the CRD, and a check with a message for people."""
+
+    pattern = r"^https?://[^/?#@\s]+(/[^?#\s]*)?$"
+
+    def __init__(self, examples: str, keys: str) -> None:
+        """`examples` of what is allowed; `keys`: the field that names the Secret with the keys."""
+        self._allowed = f"an address such as {examples}, without a user, a password or a query ({keys})"
+
+    def check(self, url: Any) -> Any:
+        """`url`, if it is an address or no text at all. Raises ValueError, without the keys that may stand in `url`."""
+        if not isinstance(url, str) or (re.fullmatch(self.pattern, url) and _has_a_port(url)):
+            return url
+        without_user = re.sub(r"^(\w+://)?.*@", r"\1...@", url, flags=re.DOTALL)
+        found = re.sub(r"([?#]).*", r"\1...", without_user, flags=re.DOTALL)
+        raise ValueError(f"found {shown(found)}; allowed: {self._allowed}")
+
+
+def _has_a_port(url: str) -> bool:
+    """Whether the port of `url` is a number from 0 to 65535, or not given."""
+    try:
+        urlsplit(url).port  # noqa: B018 - reading it is the check
+    except ValueError:
+        return False
+    return True
 
 
 _CODE, _DATA = Schemes("file", "s3", "configmap"), Schemes("file", "s3", "configmap", "hf")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from tandem_api.v1alpha1.base import FreeForm, Integer, Model, cel, rule
-from tandem_api.v1alpha1.podtemplate import checked
+from tandem_api.v1alpha1.base import FreeForm, Integer, Model, ObjectName, WebAddress, cel, rule, shown
+from tandem_api.v1alpha1.podtemplate import checked, checked_resources
 
 #: vLLM arguments that Tandem sets itself.
 RESERVED_ARGUMENTS = ("model", "served-model-name", "host", "port", "api-key", "lora-modules", "enable-lora")
+_STORE = WebAddress("https://host or http://host:9000", "credentialsSecret names the Secret with the keys")
+_Endpoint = Annotated[str, Field(pattern=_STORE.pattern, max_length=512), BeforeValidator(_STORE.check)]
 _RESERVED_PATTERN = "|".join(RESERVED_ARGUMENTS).replace("-", "[-_]")
 
 
@@ -29,11 +31,16 @@ class Serving(Model):
     """More arguments for vLLM, for example "--max-model-len=4096"."""
     adapters: Literal["reload", "rollout", "merged"] | None = None
     """How a tuned adapter is served: loaded into the running server, by a new roll-out, or merged into the weights.
-    Default: reload with a GPU, merged without one."""
+    Default: reload with a GPU or for adapters of several predictors (which cannot be merged), merged without one."""
     handover: Literal["release", "keep"] = "release"
     """Whether serving gives its GPU back while weights are trained."""
     startup_timeout_seconds: Integer = Field(1200, ge=10, le=86_400)
     """How long the server may take until it is ready."""
+
+    @field_validator("resources")
+    @classmethod
+    def _amounts(cls, value: FreeForm | None) -> FreeForm | None:
+        return checked_resources(value)
 
     @field_validator("pod_template")
     @classmethod
@@ -46,7 +53,7 @@ class Serving(Model):
         for argument in value:
             name = argument.split("=")[0].replace("_", "-")  # vLLM takes both spellings
             if not argument.startswith("-"):
-                raise ValueError(f"found {argument!r}; write each argument as one item: '--name=value'")
+                raise ValueError(f"found {shown(argument)}; write each argument as one item: '--name=value'")
             if name.removeprefix("--") in RESERVED_ARGUMENTS:
                 raise ValueError(f"found {name}, which Tandem sets itself; remove it")
         return value
@@ -77,6 +84,11 @@ class Training(Model):
     pod_template: FreeForm | None = None
     """A patch of the pod template; Tandem's own fields win."""
 
+    @field_validator("resources")
+    @classmethod
+    def _amounts(cls, value: FreeForm | None) -> FreeForm | None:
+        return checked_resources(value)
+
     @field_validator("pod_template")
     @classmethod
     def _patch(cls, value: FreeForm | None) -> FreeForm | None:
@@ -91,6 +103,11 @@ class Workers(Model):
     pod_template: FreeForm | None = None
     """A patch of the pod template; Tandem's own fields win."""
 
+    @field_validator("resources")
+    @classmethod
+    def _amounts(cls, value: FreeForm | None) -> FreeForm | None:
+        return checked_resources(value)
+
     @field_validator("pod_template")
     @classmethod
     def _patch(cls, value: FreeForm | None) -> FreeForm | None:
@@ -104,13 +121,13 @@ class S3(Model):
     """The bucket's name."""
     prefix: str = Field("", max_length=512, pattern=r"^[A-Za-z0-9._/-]*$")
     """What the keys of all runs begin with; without `.` and `..` parts."""
-    endpoint: str | None = Field(None, max_length=512, pattern=r"^https?://")
+    endpoint: _Endpoint | None = None
     """The server, if it is not AWS."""
-    region: str | None = Field(None, max_length=64)
+    region: str | None = Field(None, max_length=64, pattern=r"^[A-Za-z0-9-]+$")
     """The bucket's region. Default: AWS_REGION, or us-east-1."""
-    credentials_secret: str | None = Field(None, max_length=253)
+    credentials_secret: ObjectName | None = None
     """A Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. On one machine: those two environment variables."""
-    service_account: str | None = Field(None, max_length=253)
+    service_account: ObjectName | None = None
     """A service account with rights of its own to the bucket, instead of a Secret."""
 
     @model_validator(mode="after")
@@ -123,7 +140,7 @@ class S3(Model):
     @classmethod
     def _no_traversal(cls, value: str) -> str:
         if any(part in ("..", ".") for part in value.split("/")):
-            raise ValueError(f"found {value!r}; a prefix may not contain '.' or '..' parts")
+            raise ValueError(f"found {shown(value)}; a prefix may not contain '.' or '..' parts")
         return value.strip("/")
 
     model_config = cel(

@@ -14,7 +14,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from tandem_api.v1alpha1 import podtemplate_fields as fields
+from tandem_api.v1alpha1.base import MAX_NAME, cut
 
+#: The path of what is wrong with a patch as a whole.
+_WHOLE = "(patch)"
+#: No more problems of one patch are told.
+_MAX_TOLD = 8
 #: What pydantic's errors of type want, in words.
 _WANTED = {
     **dict.fromkeys(("model_type", "dict_type"), "an object"),
@@ -112,31 +117,52 @@ def problems(patch: Any, containers: Sequence[str] = fields.CONTAINERS) -> list[
 
     `patch` is any JSON; `containers` are those that may be patched. Never raises.
     """
+    return _problems(fields.Patch, patch, (), tuple(containers))
+
+
+def _problems(
+    model: type[BaseModel], value: Any, above: tuple[str, ...], context: tuple[str, ...] = ()
+) -> list[tuple[str, str]]:
+    """What is wrong in `value`; `above`: where an object of this shape stands in a patch."""
     try:
-        fields.Patch.model_validate(patch, by_alias=True, by_name=False, context=tuple(containers))
+        model.model_validate(value, by_alias=True, by_name=False, context=context)
     except ValidationError as error:
-        return [(_path(e["loc"]), _message(e)) for e in error.errors(include_url=False, include_context=False)]
+        found = error.errors(include_url=False, include_context=False)
+        told = [(_path(e["loc"]), _message(e, above)) for e in found[:_MAX_TOLD]]
+        more = [("(more)", f"{len(found) - _MAX_TOLD} more problems")] if len(found) > _MAX_TOLD else []
+        return told + more
     return []
 
 
 def checked(value: dict[str, Any] | None, containers: Sequence[str] = fields.CONTAINERS) -> dict[str, Any] | None:
     """`value` as it is, for a validator of a field. Raises ValueError with every problem, one a line."""
-    wrong = problems(value, containers) if value is not None else []
+    return _accepted(value, problems(value, containers) if value is not None else [])
+
+
+def checked_resources(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The same for a container's resources, which may name devices."""
+    above = ("spec", "containers", "resources")
+    return _accepted(value, _problems(fields.PodResources, value, above) if value is not None else [])
+
+
+def _accepted(value: dict[str, Any] | None, wrong: list[tuple[str, str]]) -> dict[str, Any] | None:
     if wrong:
-        raise ValueError("\n  ".join(["not accepted:", *(f"{path}: {message}" for path, message in wrong)]))
+        told = (message if path == _WHOLE else f"{path}: {message}" for path, message in wrong)
+        raise ValueError("\n  ".join(["not accepted:", *told]))
     return value
 
 
 def _path(location: tuple[int | str, ...]) -> str:
     # pydantic marks errors of a mapping's key; the key itself stands before the mark.
     parts = location[:-1] if location[-1:] == ("[key]",) else location
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".") or "(patch)"
+    named = (f"[{part}]" if isinstance(part, int) else f".{cut(part, MAX_NAME)}" for part in parts)
+    return "".join(named).lstrip(".") or _WHOLE
 
 
-def _message(error: Any) -> str:
+def _message(error: Any, above: tuple[str, ...]) -> str:
     kind, text = error["type"], str(error["msg"])
     if kind == "extra_forbidden":
-        return _unknown(error["loc"])
+        return _unknown((*above, *error["loc"]))
     if kind == "missing":
         return "required, but not given"
     if kind == "value_error":
@@ -162,4 +188,4 @@ def _found(value: Any) -> str:
         return "nothing"
     if isinstance(value, (dict, list, tuple)):
         return "an object" if isinstance(value, dict) else "a list"
-    return repr(value)[:120]
+    return cut(repr(value), 120)

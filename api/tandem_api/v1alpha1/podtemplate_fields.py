@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, ValidationInfo, model_validator
 
-from tandem_api.v1alpha1.base import Integer, Model
+from tandem_api.v1alpha1.base import Integer, Model, ObjectName
 
 #: The containers of a run's pods.
 CONTAINERS = ("worker", "vllm", "adapters")
@@ -34,10 +34,14 @@ _S3_ENV = (
 )
 #: Variables with which vLLM would answer for a model that it does not serve, refuse adapters, or refuse every call.
 _VLLM_ENV = ("VLLM_SKIP_MODEL_NAME_VALIDATION", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY")
+#: Variables with which vLLM runs whatever is sent to it: its development endpoints, and pickles.
+_VLLM_CONTROL_ENV = ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION")
 #: Those that the restricted Pod Security profile allows.
 VOLUME_SOURCES = (
     *("configMap", "secret", "emptyDir", "persistentVolumeClaim", "projected", "downwardAPI", "csi", "ephemeral"),
 )
+_STANDARD_RESOURCES = ("cpu", "memory", "ephemeral-storage")
+_EXTENDED = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _QUANTITY = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?")
 
 
@@ -75,6 +79,13 @@ def _resource(name: str) -> str:
     return name
 
 
+def _resource_of_pods(name: str) -> str:
+    if name not in _STANDARD_RESOURCES and not name.startswith("hugepages-") and not _EXTENDED.fullmatch(name):
+        standard = ", ".join(_STANDARD_RESOURCES)
+        raise ValueError(f"no resource has this name; allowed: {standard}, or one of a device such as nvidia.com/gpu")
+    return name
+
+
 def _container(name: str, info: ValidationInfo) -> str:
     allowed: tuple[str, ...] = info.context or CONTAINERS
     if name not in allowed:
@@ -89,6 +100,8 @@ def _variable(name: str) -> str:
         raise ValueError(f"found {name}, which Tandem sets itself; use spec.storage.s3")
     if name in _VLLM_ENV:
         raise ValueError(f"found {name}, which changes the answers that are measured; remove it")
+    if name in _VLLM_CONTROL_ENV:
+        raise ValueError(f"found {name}, which lets vLLM run code that is sent to it; remove it")
     return name
 
 
@@ -143,7 +156,9 @@ _Key = Annotated[str, Field(max_length=317, pattern=_KEY_PATTERN)]
 _OwnKey = Annotated[_Key, AfterValidator(_not_ours)]
 _LabelValue = Annotated[_Text, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
 _Id = Annotated[Integer, Field(gt=0)]
-_Quantities = dict[Annotated[_Name, AfterValidator(_resource)], Annotated[Any, BeforeValidator(_quantity)]]
+_Amount = Annotated[Any, BeforeValidator(_quantity)]
+_Quantities = dict[Annotated[_Name, AfterValidator(_resource)], _Amount]
+_PodQuantities = dict[Annotated[_Name, AfterValidator(_resource_of_pods)], _Amount]
 
 
 class Metadata(Model):
@@ -156,7 +171,7 @@ class Metadata(Model):
 class Reference(Model):
     """A ConfigMap or a Secret, whole."""
 
-    name: _Name
+    name: ObjectName
     optional: StrictBool | None = None
 
 
@@ -169,7 +184,7 @@ class KeyReference(Reference):
 class SecretName(Model):
     """A Secret with an image registry's credentials."""
 
-    name: _Name
+    name: ObjectName
 
 
 class ValueFrom(Model):
@@ -229,6 +244,25 @@ class Resources(Model):
     limits: _Quantities | None = None
 
 
+class PodResources(Model):
+    """What a pod of the run asks for and may use at most: devices, too."""
+
+    requests: _PodQuantities | None = None
+    limits: _PodQuantities | None = None
+
+    @model_validator(mode="after")
+    def _devices_are_whole(self) -> Self:
+        requests, limits = self.requests or {}, self.limits or {}
+        for name in filter(_EXTENDED.fullmatch, {**limits, **requests}):
+            if name not in limits:
+                raise ValueError(f"requests has {name} alone; give it in limits")
+            if not str(limits[name]).isascii() or not str(limits[name]).isdecimal():
+                raise ValueError(f"found {limits[name]!r} {name} in limits; allowed: a whole number")
+            if str(requests.get(name, limits[name])) != str(limits[name]):
+                raise ValueError(f"requests and limits differ in {name}; give it in limits alone")
+        return self
+
+
 class Container(Model):
     """What may be added to one of Tandem's containers."""
 
@@ -249,19 +283,19 @@ class _Files(Model):
 class ConfigMapSource(_Files):
     """Files from a ConfigMap."""
 
-    name: _Name
+    name: ObjectName
 
 
 class SecretSource(_Files):
     """Files from a Secret."""
 
-    secret_name: _Name
+    secret_name: ObjectName
 
 
 class ClaimSource(Model):
     """A PersistentVolumeClaim."""
 
-    claim_name: _Name
+    claim_name: ObjectName
     read_only: StrictBool | None = None
 
 

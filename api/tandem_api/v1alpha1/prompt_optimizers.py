@@ -6,10 +6,8 @@ A field that several types have means the same in all of them. Defaults follow t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -21,38 +19,16 @@ from tandem_api.v1alpha1.base import (
     FreeForm,
     Integer,
     Model,
+    ObjectName,
     PositiveDecimal,
+    WebAddress,
     cel,
     rule,
-    shown,
 )
 
-_API_PATTERN = r"^https?://[^/?#@\s]+(/[^?#\s]*)?$"
-
-
-def _api_url(url: Any) -> Any:
-    """`url`, if it is an address or no text at all. Raises ValueError, without the keys that may stand in `url`."""
-    if not isinstance(url, str) or (re.fullmatch(_API_PATTERN, url) and _has_a_port(url)):
-        return url
-    without_user = re.sub(r"^(\w+://)?.*@", r"\1...@", url, flags=re.DOTALL)
-    found = re.sub(r"([?#]).*", r"\1...", without_user, flags=re.DOTALL)
-    raise ValueError(
-        f"found {shown(found)}; allowed: an address such as https://host/v1 or https://host:8000/v1, without a user, "
-        "a password or a query (keySecret names the Secret with the key)"
-    )
-
-
-def _has_a_port(url: str) -> bool:
-    """Whether the port of `url` is a number from 0 to 65535, or not given."""
-    try:
-        urlsplit(url).port  # noqa: B018 - reading it is the check
-    except ValueError:
-        return False
-    return True
-
-
+_API = WebAddress("https://host/v1 or https://host:8000/v1", "keySecret names the Secret with the key")
 #: The address of an OpenAI-compatible API, as OPENAI_BASE_URL is written: https://host/v1.
-_ApiUrl = Annotated[str, Field(pattern=_API_PATTERN, max_length=512), BeforeValidator(_api_url)]
+_ApiUrl = Annotated[str, Field(pattern=_API.pattern, max_length=512), BeforeValidator(_API.check)]
 _CLASS = Form(
     r"^[A-Za-z_][A-Za-z0-9_]*((\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*)?$",
     'a class of dspy such as "SIMBA", or one of yours as "package.module:Class"',
@@ -66,7 +42,7 @@ class Proposer(Model):
     """Base URL of that API, as in "https://host/v1". Default: the served model writes."""
     model: str | None = Field(None, min_length=1, max_length=256)
     """The model's name there."""
-    key_secret: str | None = Field(None, min_length=1, max_length=253)
+    key_secret: ObjectName | None = None
     """A Secret with API_KEY; without it no key is sent. On one machine: the variable TANDEM_PROPOSER_API_KEY."""
     temperature: PositiveDecimal = "0.7"
     """Sampling temperature of what it writes. The paper: 0.7."""
@@ -94,7 +70,7 @@ class Teacher(Model):
     """Base URL of an OpenAI-compatible API, as in "https://host/v1". Default: the served model."""
     model: str | None = Field(None, min_length=1, max_length=256)
     """The model's name there."""
-    key_secret: str | None = Field(None, min_length=1, max_length=253)
+    key_secret: ObjectName | None = None
     """A Secret with API_KEY; without it no key is sent. On one machine: the variable TANDEM_TEACHER_API_KEY."""
     entrypoint: Entrypoint | None = None
     """A program with the same predictors (their names, inputs and outputs), as "package.module:name"."""

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from tandem_api.errors import ConfigurationError
-from tandem_api.v1alpha1.base import Model, shown
+from tandem_api.v1alpha1.base import MAX_NAME, Model, cut, shown
+from tandem_api.v1alpha1.bounds import bounds_problem
 from tandem_api.v1alpha1.prompt_optimizers import TYPES
 from tandem_api.v1alpha1.spec import MUTABLE_FIELDS, Spec
 from tandem_api.v1alpha1.status import Status
@@ -62,7 +63,9 @@ class OptimizationRun(Model):
 #: What else pydantic adds to the path of a union's errors.
 _BRANCHES = frozenset({"text", "list", "str", "literal['all-linear']"})
 #: What pydantic's errors of type want, in words.
-_WANTED = {"model_type": "a mapping", "dict_type": "a mapping", "bool_type": "true or false"}
+_WANTED = {"tuple_type": "a list", "model_type": "a mapping", "dict_type": "a mapping", "bool_type": "true or false"}
+#: No more problems of a manifest, and characters of one, are told.
+MAX_PROBLEMS, MAX_PROBLEM = 20, 1200
 #: A mapping for fields where another form suggests itself.
 _EXAMPLES = {"promptOptimizer": "{type: mipro}", "strategy": "{kind: p}"}
 
@@ -84,9 +87,11 @@ class ManifestError(ConfigurationError):
 
     code = "InvalidManifest"
 
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-        super().__init__("\n".join(str(problem) for problem in problems))
+    def __init__(self, problems: list[Problem], unsaid: int = 0) -> None:
+        """`unsaid`: how many more there are."""
+        left = max(len(problems) - MAX_PROBLEMS, 0) + unsaid
+        self.problems = problems[:MAX_PROBLEMS] + ([Problem("(more)", f"{left} more problems")] if left > 0 else [])
+        super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
 def forbidden_changes(old: Spec, new: Spec) -> list[Problem]:
@@ -104,10 +109,13 @@ def parse_run(document: Any) -> OptimizationRun:
     """Read a manifest (already parsed from YAML). Raises ManifestError with every problem and its field path."""
     if not isinstance(document, dict):
         raise ManifestError([Problem("(manifest)", f"found {shown(document)}; an OptimizationRun is a mapping")])
+    beyond = bounds_problem(document.get("spec"))
+    if beyond is not None:
+        raise ManifestError([Problem(*beyond)])
     metadata = document.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     unknown = [
-        Problem(f"metadata.{name}", _suggest(str(name), sorted(OBJECT_META)))
+        Problem(f"metadata.{cut(str(name), MAX_NAME)}", _suggest(str(name), sorted(OBJECT_META)))
         for name in metadata
         if name not in OBJECT_META
     ]
@@ -120,15 +128,18 @@ def parse_run(document: Any) -> OptimizationRun:
         run = OptimizationRun.model_validate(document, by_alias=True, by_name=False)
     except ValidationError as error:
         told = {problem.path for problem in missing}
-        problems = missing + [p for p in map(_problem, error.errors()) if p.path not in told]
-        raise ManifestError(problems) from error
+        found = error.errors()
+        # Each takes a while to put into words, and a manifest may have very many.
+        worded = [p for p in map(_problem, found[:MAX_PROBLEMS]) if p.path not in told]
+        raise ManifestError(missing + worded, unsaid=max(len(found) - MAX_PROBLEMS, 0)) from error
     if missing:
         raise ManifestError(missing)
     return run
 
 
 def _problem(error: Any) -> Problem:
-    kind, found, message = error["type"], error.get("input"), error["msg"].removeprefix("Value error, ")
+    kind, found = error["type"], error.get("input")
+    message = error["msg"].removeprefix("Value error, ").replace("Tuple should", "List should")
     # What is unknown or missing is a field, whatever its name.
     *above, last = error["loc"] or ("",)
     is_field = kind in ("extra_forbidden", "missing")
@@ -147,8 +158,8 @@ def _problem(error: Any) -> Problem:
         message = f"found {shown(found)}; allowed: {_WANTED[kind]}{example}"
     elif kind != "value_error":
         message = f"found {shown(found)}; {message[0].lower()}{message[1:]}"
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    return Problem(path or "(manifest)", message)
+    named = (f"[{part}]" if isinstance(part, int) else f".{cut(part, MAX_NAME)}" for part in location)
+    return Problem("".join(named).lstrip(".") or "(manifest)", cut(message, MAX_PROBLEM))
 
 
 def _is_union_branch(part: int | str) -> bool:

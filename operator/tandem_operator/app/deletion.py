@@ -16,7 +16,12 @@ from tandem_operator.app.queue import Outcome
 from tandem_operator.platforms.kubernetes import jobs, names
 from tandem_operator.platforms.kubernetes.client import FORBIDDEN, NOT_FOUND
 from tandem_operator.platforms.kubernetes.events import post
-from tandem_operator.platforms.kubernetes.platform import KubernetesPlatform, Surroundings
+from tandem_operator.platforms.kubernetes.platform import (
+    KubernetesPlatform,
+    RefusedError,
+    Surroundings,
+    TryAgainError,
+)
 from tandem_operator.platforms.kubernetes.pod_state import has_ended, holds, is_going, time_of
 from tandem_operator.platforms.kubernetes.task_state import is_over
 
@@ -78,7 +83,12 @@ def _begin(around: Surroundings, raw: Object) -> Outcome:
     if run is None or run.spec.storage is None:
         return _give_up(around, raw, "its spec cannot be read")
     try:
+        KubernetesPlatform(around, raw).guard(run)
         around.client.create(jobs.cleanup_job(run, around.settings))
+    except RefusedError as error:
+        return _give_up(around, raw, str(error))
+    except TryAgainError:
+        return Outcome(SOON_SECONDS, None)
     except ApiException as error:
         if not 400 <= int(error.status or 0) < 500 or error.status == _TOO_MANY:
             raise

@@ -31,6 +31,8 @@ from tandem_operator.settings import OperatorSettings, load_settings
 EXIT_DONE, EXIT_FAILED, EXIT_SETTINGS = 0, 1, 2
 #: After SIGTERM the process is gone by then, whatever hangs; the kubelet kills after 30 s.
 _END_SECONDS = 24.0
+#: API servers read JSON up to 10,000 objects in each other, and Python's code takes a few calls for each.
+_RECURSION, _STACK_BYTES = 60_000, 64 * 2**20
 ENV_POD, ENV_NAMESPACE = "POD_NAME", "POD_NAMESPACE"
 _LOG = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ def run(environment: Mapping[str, str] = os.environ, make_reconcile: MakeReconci
         print(f"error: {error}", file=sys.stderr)
         return EXIT_SETTINGS
     logs.configure(settings.log_format)
+    _allow_deep_json()
     try:
         # All that the leader needs, so that a spare only has to begin.
         api = api_client()
@@ -73,6 +76,13 @@ def main() -> NoReturn:
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _allow_deep_json() -> None:
+    """Read whatever the API server stores. Python's limit is far below, and one such run would end the list of all."""
+    sys.setrecursionlimit(_RECURSION)
+    # For the threads to come; memory that is not used is not taken.
+    threading.stack_size(_STACK_BYTES)
 
 
 async def _live(settings: OperatorSettings, parts: Parts) -> bool:

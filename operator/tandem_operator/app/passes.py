@@ -4,6 +4,7 @@ deleted ones. Synchronous; called in a thread, never twice at once for the same 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -30,6 +31,8 @@ Object = dict[str, Any]
 logger = logging.getLogger(__name__)
 #: When to try again to make what the API server refuses.
 REFUSED_SECONDS = 15.0
+#: Characters of a refusal in the status.
+MAX_REFUSAL = 4096
 
 
 class Passes:
@@ -57,10 +60,15 @@ class Passes:
         except InvalidRunError as error:
             return self._refuse(platform.raw, error.problems)
         except RefusedError as error:
+            if platform.loaded is None:
+                # Not even begun: there is no decision that would tell it.
+                self._refuse(platform.raw, [Problem("spec", error.blocked.message)])
+                return Outcome(REFUSED_SECONDS, None)
             # The next pass tells it in the status, and tries again.
-            self._refused[uid] = error.blocked
-            is_known = platform.blocked == error.blocked
-            return Outcome(REFUSED_SECONDS if is_known else 0.0, platform.loaded)
+            told, refused = platform.blocked, replace(error.blocked, is_permanent=False)
+            # Only what is refused twice is refused for good: a webhook that is being replaced may say anything once.
+            self._refused[uid] = error.blocked if told == refused else refused
+            return Outcome(REFUSED_SECONDS if told == self._refused[uid] else 0.0, platform.loaded)
         except TryAgainError as error:
             logger.info("%s/%s: %s", namespace, name, error)
             return Outcome(SOON_SECONDS, None)
@@ -103,7 +111,7 @@ class Passes:
 
     def _refuse(self, raw: Object, problems: list[Problem]) -> Outcome:
         """Say in the status what is wrong; a corrected spec is looked at anew."""
-        text = "\n".join(map(str, problems))[:4096]
+        text = "\n".join(map(str, problems))[:MAX_REFUSAL]
         status = _status_of(raw)
         if status is None:
             # Another version of the operator wrote it: it must not be overwritten with less.

@@ -177,7 +177,8 @@ def _pursue(spec: Spec, status: Status, observed: Observed) -> tuple[Status, lis
         actions += stops
         if not gone:
             return status, actions
-    if task is not None:
+    # A request that somebody has deleted before its pod began is made again.
+    if task is not None and not task.lacks_request:
         return status, actions
     # Nothing runs: the next attempt, or, after a crash of ours, the same one again.
     if stage.state == "Pending":

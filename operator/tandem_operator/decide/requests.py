@@ -27,8 +27,8 @@ def adapter_mode(spec: Spec, adapter: Artifact | None, has_gpu: bool) -> Literal
 
 
 def tuned_mode(spec: Spec, has_gpu: bool) -> Literal["merged", "reload", "rollout"]:
-    """How any adapter is served."""
-    return spec.serving.adapters or ("reload" if has_gpu else "merged")
+    """How any adapter is served. A merged model can hold one only, so that several are always applied by vLLM."""
+    return spec.serving.adapters or ("reload" if has_gpu or spec.has_own_adapters else "merged")
 
 
 def program_for(status: Status, step: StepStatus, stage: StageStatus) -> ProgramState:

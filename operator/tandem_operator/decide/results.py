@@ -195,7 +195,9 @@ def next_start(stage: StageStatus) -> datetime | None:
 def backoff_over(observed: Observed, stage: StageStatus) -> bool:
     """Whether the next attempt may start."""
     earliest = next_start(stage)
-    return earliest is None or observed.now >= earliest
+    # An end that is still to come was written before the clock was put back: nobody knows how long ago that is.
+    is_put_back = stage.finished is not None and observed.now < stage.finished
+    return earliest is None or is_put_back or observed.now >= earliest
 
 
 def keep_clock(
@@ -251,4 +253,6 @@ def _with_gpu(spec: Spec, observed: Observed, stage: StageStatus, usage: Usage) 
     if held == 0 or stage.name == "check":
         return usage
     worked = observed.now - (stage.attempt_started or observed.now)
-    return changed(usage, gpu_seconds=stage.usage.gpu_seconds + int(worked.total_seconds()) * held)
+    # Negative where the clock was put back.
+    seconds = max(0, int(worked.total_seconds()))
+    return changed(usage, gpu_seconds=stage.usage.gpu_seconds + seconds * held)

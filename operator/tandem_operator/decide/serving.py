@@ -46,7 +46,7 @@ def need_server(spec: Spec, status: Status, observed: Observed, adapter: Artifac
         return ServerNeed(status, (ensure,))
     if seen.state == "ready":
         if serving.ready_since is None:
-            waited = int((observed.now - (serving.since or observed.now)).total_seconds())
+            waited = max(0, int((observed.now - (serving.since or observed.now)).total_seconds()))
             serving = changed(serving, ready_since=observed.now, load_seconds=serving.load_seconds + waited)
         return ServerNeed(changed(status, serving=serving), url=seen.url)
     if seen.state == "starting":

@@ -119,6 +119,24 @@ PAIRS = [
         {"weightOptimizer": {"batchSize": 8, "microBatchSize": 3}},
     ),
     Pair(
+        "spec.weightOptimizer",
+        "with adapters: per-predictor",
+        {"weightOptimizer": {"adapters": "per-predictor"}},
+        {"weightOptimizer": {"adapters": "per-predictor", "checkpoint": "best"}},
+    ),
+    Pair(
+        "spec",
+        "serving.adapters: merged",
+        {"weightOptimizer": {"adapters": "per-predictor"}, "serving": {"adapters": "rollout"}},
+        {"weightOptimizer": {"adapters": "per-predictor"}, "serving": {"adapters": "merged"}},
+    ),
+    Pair(
+        "spec",
+        "weightOptimizer.adapters: per-predictor trains",
+        {"weightOptimizer": {"adapters": "per-predictor"}, "training": {"nodes": 1}},
+        {"weightOptimizer": {"adapters": "per-predictor"}, "training": {"nodes": 2}},
+    ),
+    Pair(
         "spec.serving",
         "extraArgs: write",
         {"serving": {"extraArgs": ["--seed=1", "-q"]}},

@@ -46,6 +46,9 @@ def test_all_problems_are_told_at_once_with_their_paths():
     assert len(found) == 6
 
 
+OWN = {"adapters": "per-predictor"}
+
+
 @pytest.mark.parametrize(
     ("spec", "path", "message"),
     [
@@ -67,7 +70,35 @@ def test_all_problems_are_told_at_once_with_their_paths():
         (
             {"strategy": [{"kind": "w"}, {"kind": "w", "weightOptimizer": {"rank": 8}}]},
             "spec",
-            "strategy step 2 continues the adapter of step 1 but changes rank, alpha or targetModules",
+            "strategy step 2 continues the adapter of step 1 but changes rank, alpha, targetModules or adapters",
+        ),
+        (
+            {"strategy": [{"kind": "w"}, {"kind": "w", "weightOptimizer": OWN}]},
+            "spec",
+            "strategy step 2 continues the adapter of step 1 but changes rank, alpha, targetModules or adapters",
+        ),
+        (
+            {"strategy": [{"kind": "w", "weightOptimizer": OWN}], "serving": {"adapters": "merged"}},
+            "spec",
+            "serving.adapters: merged puts one adapter into the weights, but weightOptimizer.adapters: per-predictor",
+        ),
+        (
+            {"strategy": [{"kind": "w", "weightOptimizer": OWN}], "training": {"nodes": 2, "backend": "jobset"}},
+            "spec",
+            "weightOptimizer.adapters: per-predictor trains on one machine; set training.nodes: 1, or adapters: shared",
+        ),
+        (
+            {
+                "strategy": [{"kind": "w", "weightOptimizer": OWN}, {"kind": "p"}],
+                "promptOptimizer": {"type": "dspy", "class": "SIMBA"},
+            },
+            "spec",
+            "strategy step 2: promptOptimizer type dspy runs the program under one name, but step 1 gives each",
+        ),
+        (
+            {"weightOptimizer": {**OWN, "checkpoint": "best"}},
+            "spec.weightOptimizer",
+            "checkpoint: best chooses among the epochs of one adapter; with adapters: per-predictor set checkpoint:",
         ),
         (
             {"promptOptimizer": {"type": "mipro", "trials": 0}},

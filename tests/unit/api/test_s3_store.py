@@ -70,6 +70,15 @@ def test_what_no_retry_helps_is_refused_with_its_cause(store, s3, code, status, 
     assert told in str(caught.value)
 
 
+def test_a_key_that_was_valid_and_is_no_longer_was_rotated_so_that_the_next_attempt_may_succeed(store, s3):
+    """Keys that were rotated in the middle of a stage once failed the whole run for good."""
+    s3.add_client_error("get_object", "NoSuchKey", http_status_code=404)
+    assert store.get("a/b") is None
+    s3.add_client_error("put_object", "InvalidAccessKeyId", http_status_code=403)
+    with pytest.raises(StorageUnavailableError, match="was valid before and is no longer"):
+        store.put("a/b", b"x")
+
+
 @pytest.mark.parametrize(
     ("code", "status"),
     [

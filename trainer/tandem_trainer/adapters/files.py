@@ -46,7 +46,9 @@ def fetch(adapter: DesiredAdapter, folder: Path, max_rank: int, open_store: Call
         open_store(urlsplit(adapter.uri).netloc).fetch_folder(adapter.artifact, target)
     # vLLM reads it, perhaps as another user.
     target.chmod(0o755)
-    rank = highest_rank(read_config(target))
+    if adapter.number is not None:
+        (folder / adapter.folder).chmod(0o755)
+    rank = highest_rank(read_config(folder / adapter.folder))
     if rank > max_rank:
         raise DataError(
             f"{adapter.uri}: found an adapter of rank {rank}; vLLM was started for ranks up to {max_rank}: "

@@ -15,6 +15,7 @@ from tandem_api.adapters import AdaptersReport, DesiredAdapter, DesiredAdapters
 from tandem_api.errors import PERMANENT_EXIT_CODES, ConfigurationError, TandemError
 from tandem_api.store import ObjectStore
 from tandem_trainer.adapters import files
+from tandem_trainer.adapters.canary import CanaryUnansweredError, find_fault, read_canary
 from tandem_trainer.adapters.metrics import FAILURES, SECONDS
 from tandem_trainer.adapters.plan import (
     Action,
@@ -23,6 +24,7 @@ from tandem_trainer.adapters.plan import (
     Memory,
     Observed,
     Problem,
+    Prove,
     Remove,
     Trouble,
     Unload,
@@ -32,7 +34,7 @@ from tandem_trainer.adapters.plan import (
     plan,
     report,
 )
-from tandem_trainer.adapters.vllm import VLLM
+from tandem_trainer.adapters.vllm import VLLM, NoAnswerError
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class Sidecar:
         self._open_store = open_store
         self._fetched: frozenset[DesiredAdapter] = frozenset()
         self._troubles: dict[DesiredAdapter, Trouble] = {}
+        self._proofs: dict[DesiredAdapter, bool] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._told: AdaptersReport | None = None
@@ -110,19 +113,27 @@ class Sidecar:
 
     def _memory(self) -> Memory:
         folder = self._settings.folder
-        return Memory(folder, self._fetched, frozenset(self._tasks), self._troubles, files.present(folder))
+        underway, lying = frozenset(self._tasks), files.present(folder)
+        return Memory(folder, self._fetched, underway, self._troubles, lying, self._proofs)
 
     def _forget(self, desired: DesiredAdapters, observed: Observed) -> None:
-        """Remember nothing of what is wanted no longer, and no trouble of what is loaded."""
+        """Remember nothing of what is wanted no longer, no proof of what is loaded no longer, and no trouble of what
+        is proven."""
         self._fetched &= frozenset(desired.adapters)
+        self._proofs = {
+            adapter: proof
+            for adapter, proof in self._proofs.items()
+            # A vLLM that is not up tells nothing; one that is started anew lists nothing.
+            if adapter in desired.adapters and (not observed.up or adapter.name in observed.roots)
+        }
         self._troubles = {
             adapter: trouble
             for adapter, trouble in self._troubles.items()
-            if adapter in desired.adapters and observed.roots.get(adapter.name) != self._root(adapter)
+            if adapter in desired.adapters and not self._proofs.get(adapter)
         }
 
     def _root(self, adapter: DesiredAdapter) -> str:
-        return str(self._settings.folder / adapter.sha256)
+        return str(self._settings.folder / adapter.folder)
 
     def _start(self, action: Action) -> None:
         match action:
@@ -130,6 +141,8 @@ class Sidecar:
                 self._run(adapter.name, self._guarded(adapter, self._fetch(adapter)))
             case Load(adapter):
                 self._run(adapter.name, self._guarded(adapter, self._load(adapter)))
+            case Prove(adapter):
+                self._run(adapter.name, self._guarded(adapter, self._prove(adapter)))
             case Unload(name):
                 self._run(name, self._unload(name))
             case Remove(sha256):
@@ -186,12 +199,31 @@ class Sidecar:
         logger.info("%s: loaded from %s in %.2f s", adapter.name, root, seconds)
         return True
 
+    async def _prove(self, adapter: DesiredAdapter) -> bool:
+        canary = read_canary(self._settings.folder / adapter.folder)
+        try:
+            fault = await find_fault(canary, adapter.name, self._vllm.complete)
+        except NoAnswerError as error:
+            return self._note(adapter, Problem("passing", f"its canary: {error}"))
+        except CanaryUnansweredError as error:
+            logger.warning("%s: taken without its canary: %s", adapter.name, error)
+            fault = None
+        self._proofs[adapter] = fault is None
+        if fault is not None:
+            if adapter.number is None:
+                # Its files are looked at again before it is loaded again; those that others share are in use.
+                self._fetched -= {adapter}
+            self._note(adapter, Problem("counted", fault))
+        else:
+            logger.info("%s: %s", adapter.name, canary.reason or "vLLM answers as its canary says")
+        return True
+
     async def _unload(self, name: str) -> bool:
         answer = await self._vllm.unload(name)
         if answer.status not in (200, 404):
             logger.warning("%s: cannot be unloaded: %s %s", name, answer.status, answer.text)
             return False
-        logger.info("%s: unloaded, it is wanted no longer", name)
+        logger.info("%s: unloaded", name)
         return True
 
     def _note(self, adapter: DesiredAdapter, problem: Problem) -> bool:

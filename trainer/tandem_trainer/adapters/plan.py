@@ -103,10 +103,12 @@ class Memory:
     troubles: Mapping[DesiredAdapter, Trouble] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
     """The digests that lie in the folder, the oldest first."""
+    proofs: Mapping[DesiredAdapter, bool] = field(default_factory=dict)
+    """Of adapters that vLLM lists: whether it really answers with them, as their canaries tell."""
 
     def root(self, adapter: DesiredAdapter) -> str:
         """The path under which vLLM is to know it."""
-        return str(self.folder / adapter.sha256)
+        return str(self.folder / adapter.folder)
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,13 @@ class Fetch:
 @dataclass(frozen=True)
 class Load:
     """Ask vLLM to load it."""
+
+    adapter: DesiredAdapter
+
+
+@dataclass(frozen=True)
+class Prove:
+    """Ask vLLM for the canary of an adapter that it lists."""
 
     adapter: DesiredAdapter
 
@@ -137,7 +146,7 @@ class Remove:
     sha256: str
 
 
-Action = Fetch | Load | Unload | Remove
+Action = Fetch | Load | Prove | Unload | Remove
 
 
 def plan(desired: DesiredAdapters, observed: Observed, memory: Memory, now: float) -> Iterator[Action]:
@@ -147,14 +156,29 @@ def plan(desired: DesiredAdapters, observed: Observed, memory: Memory, now: floa
         yield from (Unload(name) for name in unwanted(desired, observed, memory) if name not in busy | memory.underway)
         yield from _removals(desired, observed, memory)
     room = MAX_CPU_LORAS - len(observed.roots.keys() | memory.underway)
+    fetching = {
+        adapter.sha256
+        for adapter in desired.adapters
+        if adapter.name in memory.underway and adapter not in memory.fetched
+    }
     for adapter in desired.adapters:
-        if adapter.name in observed.roots or adapter.name in memory.underway:
-            continue  # loaded, or the name is taken, which only vLLM's next start can change
+        if adapter.name in memory.underway:
+            continue
         trouble = memory.troubles.get(adapter)
-        if trouble is not None and (trouble.permanent or now < trouble.retry_at):
+        waits = trouble is not None and now < trouble.retry_at
+        if adapter.name in observed.roots:
+            if memory.proofs.get(adapter) is False:
+                yield Unload(adapter.name)
+            elif _is_listed(adapter, observed, memory) and adapter not in memory.proofs and not waits:
+                yield Prove(adapter)
+            continue  # proven, or the name is taken, which only vLLM's next start can change
+        if waits or (trouble is not None and trouble.permanent):
             continue
         if adapter not in memory.fetched:
-            yield Fetch(adapter)
+            # Adapters of one folder are fetched one after another: the first brings the files of all.
+            if adapter.sha256 not in fetching:
+                fetching.add(adapter.sha256)
+                yield Fetch(adapter)
         elif observed.up and room > 0:
             room -= 1
             yield Load(adapter)
@@ -169,7 +193,7 @@ def unwanted(desired: DesiredAdapters, observed: Observed, memory: Memory) -> li
     """Adapters that vLLM lists, that lie in our folder, and that are wanted no longer. Others' are left alone."""
     wanted = {adapter.name for adapter in desired.adapters}
     return sorted(
-        name for name, root in observed.roots.items() if name not in wanted and Path(root).parent == memory.folder
+        name for name, root in observed.roots.items() if name not in wanted and memory.folder in Path(root).parents
     )
 
 
@@ -219,9 +243,9 @@ def report(desired: DesiredAdapters | str, observed: Observed, memory: Memory) -
     for adapter in desired.adapters:
         name, root = adapter.name, memory.root(adapter)
         trouble = memory.troubles.get(adapter)
-        if observed.roots.get(name) == root:
+        if _is_listed(adapter, observed, memory) and memory.proofs.get(adapter):
             loaded.append(name)
-        elif name in observed.roots:
+        elif observed.roots.get(name, root) != root:
             message = _cut(_conflict(name, observed.roots[name], root))
             failed.append(AdapterFailure(name=name, message=message, permanent=True))
         elif trouble is not None:
@@ -241,12 +265,19 @@ def report(desired: DesiredAdapters | str, observed: Observed, memory: Memory) -
     )
 
 
+def _is_listed(adapter: DesiredAdapter, observed: Observed, memory: Memory) -> bool:
+    """Whether vLLM lists the adapter from our folder."""
+    return observed.roots.get(adapter.name) == memory.root(adapter)
+
+
 def _removals(desired: DesiredAdapters, observed: Observed, memory: Memory) -> Iterator[Remove]:
     """Only while nothing at all is going on: vLLM reads an adapter again from disk whenever a call needs it, and dies
     if it is not there."""
     if memory.underway or observed.activity is None or observed.activity.calls:
         return
-    needed = {adapter.sha256 for adapter in desired.adapters} | {Path(root).name for root in observed.roots.values()}
+    needed = {adapter.sha256 for adapter in desired.adapters} | {
+        part for root in observed.roots.values() for part in Path(root).parts
+    }
     removable = [sha256 for sha256 in memory.folders if sha256 not in needed]
     yield from (Remove(sha256) for sha256 in removable[: max(0, len(memory.folders) - KEPT_FOLDERS)])
 
@@ -261,6 +292,8 @@ def _busy(desired: DesiredAdapters, observed: Observed, memory: Memory) -> froze
 
 
 def _waits_for(adapter: DesiredAdapter, desired: DesiredAdapters, observed: Observed, memory: Memory) -> str:
+    if adapter.name in observed.roots:
+        return "it is loaded, and vLLM is asked for its canary"
     if adapter not in memory.fetched:
         return f"it is being fetched from {adapter.uri}"
     if not observed.up:

@@ -12,10 +12,15 @@ from typing import Any, Final
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from tandem_trainer.adapters.canary import CanaryUnansweredError
 from tandem_trainer.adapters.plan import Activity, Observed
 
 #: A busy processor makes answers slow; a load reads the adapter from disk.
 _ANSWER_SECONDS, _UNLOAD_SECONDS, _LOAD_SECONDS = 4.0, 30.0, 120.0
+#: A short prompt, on a server that may be busy or apply adapters slowly (on a CPU).
+_COMPLETION_SECONDS: Final = 120.0
+#: The server refuses a call for what it says, so that it would be refused again.
+_REFUSALS: Final = frozenset({400, 413, 422})
 #: In its development mode only: states in which /health is 200 and nothing is served.
 _RESTING: Final = {"/is_sleeping": "is_sleeping", "/is_paused": "is_paused"}
 _RUNNING, _WAITING, _LORA = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:lora_requests_info"
@@ -33,8 +38,12 @@ class Answer:
     """False: nobody listens there, so nothing was done."""
 
 
+class NoAnswerError(Exception):
+    """The server did not answer this time."""
+
+
 class VLLM:
-    """The server at `url`. Its methods never raise for what it does or does not answer."""
+    """The server at `url`. Its methods but `complete` never raise for what it does or does not answer."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
@@ -75,6 +84,20 @@ class VLLM:
     async def unload(self, name: str) -> Answer:
         """Ask it to forget an adapter; 404 says that it has."""
         return await self._post("/v1/unload_lora_adapter", {"lora_name": name}, _UNLOAD_SECONDS)
+
+    async def complete(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The completions API's answer. Raises NoAnswerError, and CanaryUnansweredError for a call that it refuses."""
+        timeout = aiohttp.ClientTimeout(total=_COMPLETION_SECONDS)
+        try:
+            async with self._session.post(f"{self._url}/v1/completions", json=body, timeout=timeout) as response:
+                status, text = response.status, await response.text()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise NoAnswerError(f"POST /v1/completions got no answer: {_words(error)}") from error
+        if status in _REFUSALS:
+            raise CanaryUnansweredError(f"vLLM answered {status}: {_said(text)}")
+        if status != 200:
+            raise NoAnswerError(f"vLLM answered {status} to POST /v1/completions: {_said(text)}")
+        return _object(text)
 
     async def _get(self, path: str) -> tuple[int, str]:
         timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)

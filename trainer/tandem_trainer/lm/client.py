@@ -8,7 +8,9 @@ is waited for and then a `ServingError`, never a score; a call that the server r
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
@@ -23,7 +25,7 @@ from tandem_api.v1alpha1.status import Usage
 from tandem_trainer.lm.budget import TokenBudget
 from tandem_trainer.lm.failures import BudgetExhausted as BudgetExhausted
 from tandem_trainer.lm.failures import CallFailedError as CallFailedError
-from tandem_trainer.lm.failures import ModelMissing, Suspect, Unavailable, cut, describe, refusal
+from tandem_trainer.lm.failures import ModelMissing, Suspect, Unavailable, cut, describe, refusal, unavailable
 from tandem_trainer.lm.failures import PromptTooLongError as PromptTooLongError
 
 Mode = Literal["chat", "completions"]
@@ -130,9 +132,19 @@ class LMClient:
         await self._session.close()
         await self._fresh.close()
 
+    def named(self, model: str) -> Self:
+        """This client for another name that the same server has; both share connections, slots and budget.
+
+        Each knows its own outages: that one adapter answers says nothing of another.
+        """
+        view = copy.copy(self)
+        view.endpoint = self.endpoint.model_copy(update={"model": model, "adapter": None})
+        view._outage_since = None
+        return view
+
     @property
     def usage(self) -> Usage:
-        """What all finished calls have cost."""
+        """What all finished calls under this name have cost."""
         return Usage(calls=self._calls, prompt_tokens=self._prompt_tokens, completion_tokens=self._completion_tokens)
 
     async def complete(self, call: LMCall) -> Completion:
@@ -155,8 +167,43 @@ class LMClient:
             # The retry machinery costs more than a whole call, so that only a failed call pays for it.
             return await self._try_again(call.mode, url, body, failure)
 
+    async def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The completions API's whole answer to `body`, beside all budgets. Raises as `complete`."""
+        suspicions = 0
+
+        async def once() -> dict[str, Any]:
+            nonlocal suspicions
+            try:
+                return await self._ask_once(body)
+            except Suspect as failure:
+                suspicions += 1
+                if suspicions >= SUSPECT_AFTER:
+                    await self._blame_call_if_others_succeed("completions", failure)
+                raise
+
+        return cast(dict[str, Any], await self._retrying("completions")(once))
+
+    async def _ask_once(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        url = self._urls["completions"]
+        try:
+            async with self._fresh.post(url, data=orjson.dumps(body), allow_redirects=False) as response:
+                data = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise unavailable(error) from error
+        if response.status != 200:
+            raise refusal(response.status, self._without_key(data), response.headers.get("Retry-After"))
+        try:
+            answer: dict[str, Any] = orjson.loads(data)
+            model = answer.get("model")
+        except (ValueError, AttributeError) as error:
+            raise Suspect(f"an answer that is no completion: {cut(self._without_key(data))}") from error
+        if model != self.endpoint.model:
+            raise ModelMissing(f"it answered in the name of {model!r}")
+        self._outage_since = None
+        return answer
+
     async def check_model(self) -> None:
-        """Make sure that the server serves the endpoint's model.
+        """Make sure that the server serves the endpoint's model, or all its adapters.
 
         Raises AdapterMissingError, naming what is served, when it does not, ServingError when it stays away.
         """
@@ -167,7 +214,7 @@ class LMClient:
                     served = sorted(str(model["id"]) for model in orjson.loads(await response.read())["data"])
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError, TypeError) as error:
                 raise Unavailable(f"/v1/models: {describe(error)}") from error
-            if self.endpoint.model not in served:
+            if not set(self.endpoint.names) <= set(served):
                 raise ModelMissing(f"it serves {', '.join(served) or 'nothing'}")
             self._outage_since = None
 
@@ -175,7 +222,7 @@ class LMClient:
 
     def _body(self, call: LMCall) -> bytes:
         body: dict[str, Any] = {
-            "model": self.endpoint.model,
+            "model": self.endpoint.default,
             "temperature": call.temperature,
             "top_p": call.top_p,
             "max_tokens": call.max_tokens,
@@ -192,6 +239,10 @@ class LMClient:
         except TypeError as error:
             raise CallFailedError(f"the prompt cannot be sent as JSON: {error}") from error
 
+    def _without_key(self, data: bytes) -> bytes:
+        """An answer that may be told of, without our key: some servers repeat it."""
+        return data.replace(self._api_key.encode(), b"...") if self._api_key else data
+
     async def _try(self, session: aiohttp.ClientSession, url: URL, body: bytes) -> Completion:
         """One request. Raises Unavailable (or one of its kinds) where another try may help."""
         try:
@@ -201,10 +252,9 @@ class LMClient:
                 async with session.post(url, data=body, allow_redirects=False) as response:
                     data = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            is_slow = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
-            raise (Suspect if is_slow else Unavailable)(describe(error)) from error
+            raise unavailable(error) from error
         if response.status != 200:
-            failure = refusal(response.status, data, response.headers.get("Retry-After"))
+            failure = refusal(response.status, self._without_key(data), response.headers.get("Retry-After"))
             if not self._is_ours and isinstance(failure, (ModelMissing, ServingError)):
                 raise ConfigurationError(
                     f"the model {self.endpoint.model!r} at {self.endpoint.url}: {failure}; "
@@ -222,8 +272,8 @@ class LMClient:
                 completion_tokens=usage.get("completion_tokens") or 0,
             )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise Suspect(f"an answer that is no completion: {cut(data)}") from error
-        if self._is_ours and model != self.endpoint.model:
+            raise Suspect(f"an answer that is no completion: {cut(self._without_key(data))}") from error
+        if self._is_ours and model != self.endpoint.default:
             raise ModelMissing(f"it answered in the name of {model!r}")
         self._outage_since = None
         self._calls += 1
@@ -292,9 +342,8 @@ class LMClient:
         """What is raised after the last try."""
         where, waited = self.endpoint.url, f"{self._unavailable_timeout_seconds:g} s"
         if isinstance(failure, ModelMissing):
-            return AdapterMissingError(
-                f"the model server at {where} does not serve {self.endpoint.model!r} after {waited}: {failure}"
-            )
+            wanted = ", ".join(repr(name) for name in self.endpoint.names)
+            return AdapterMissingError(f"the model server at {where} does not serve {wanted} after {waited}: {failure}")
         return ServingError(
             f"the model server at {where} gave no answer for {waited} (evaluation.unavailableTimeoutSeconds): {failure}"
         )

@@ -45,6 +45,12 @@ class ModelMissing(Unavailable):
     """The server answers, but not for the wanted model. A replica that restarts may lack its adapter for a while."""
 
 
+def unavailable(error: BaseException) -> Unavailable:
+    """The exception for a request that got no response."""
+    is_slow = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
+    return (Suspect if is_slow else Unavailable)(describe(error))
+
+
 def refusal(status: int, data: bytes, retry_after: str | None) -> Exception:
     """The exception for a response with a status other than 200."""
     message, is_vllm = _message(data)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -93,9 +93,11 @@ class ServedLM(dspy.BaseLM):  # type: ignore[misc]  # DSPy has no types
     `lm("...")` and `lm(messages=[...])` work as users know them; adapters use `generate` and `agenerate`.
     """
 
-    def __init__(self, client: LMClient, *, mode: Mode) -> None:
-        super().__init__(model=client.endpoint.model, model_type="chat" if mode == "chat" else "text", cache=False)
+    def __init__(self, client: LMClient, *, mode: Mode, names: Mapping[str, str] | None = None) -> None:
+        """`names`: the served name for each predictor that has an adapter of its own."""
+        super().__init__(model=client.endpoint.default, model_type="chat" if mode == "chat" else "text", cache=False)
         self._client = client
+        self._own = {predictor: client.named(name) for predictor, name in (names or {}).items()}
         self._bridge = Bridge()
         self._mode = mode
 
@@ -147,16 +149,17 @@ class ServedLM(dspy.BaseLM):  # type: ignore[misc]  # DSPy has no types
             "stop": (*request.stop, *as_stops(options.get("stop")), *sampling.stop),
         }
         calls = [LMCall(**fixed, seed=scope.call_seed(request)) for _ in range(options.get("n") or 1)]
+        client = self._own.get(request.predictor, self._client)
         if len(calls) == 1:
-            return [(await self._complete(scope, calls[0])).text]
-        completions = await asyncio.gather(*(self._complete(scope, call) for call in calls))
+            return [(await self._complete(scope, client, calls[0])).text]
+        completions = await asyncio.gather(*(self._complete(scope, client, call) for call in calls))
         return [completion.text for completion in completions]
 
-    async def _complete(self, scope: RunScope, call: LMCall) -> Completion:
+    async def _complete(self, scope: RunScope, client: LMClient, call: LMCall) -> Completion:
         if scope.failure is not None:
             raise scope.failure
         try:
-            completion = await self._client.complete(call)
+            completion = await client.complete(call)
         except (ServingError, BudgetExhausted) as error:
             scope.failure = error
             raise

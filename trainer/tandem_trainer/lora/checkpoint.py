@@ -18,6 +18,7 @@ from tandem_api.errors import DataError
 from tandem_api.store import ObjectStore
 from tandem_api.store.s3 import MANIFEST
 from tandem_api.v1alpha1.status import Artifact
+from tandem_trainer.adapters.canary import CANARY_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ _NOTE: Final = "checkpoint.json"
 def copy_checkpoint(source: Path, target: Path) -> None:
     """Copy what is kept of the trainer's checkpoint folder into `target`, which is made."""
     target.mkdir(parents=True)
-    for file in (*FILES, *(path.name for path in source.glob(_RANDOM_STATES))):
+    beside = (path.name for pattern in (_RANDOM_STATES, CANARY_FILE) for path in source.glob(pattern))
+    for file in (*FILES, *beside):
         shutil.copyfile(source / file, target / file)
 
 

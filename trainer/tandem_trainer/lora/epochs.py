@@ -11,6 +11,7 @@ from tandem_api.canonical import sha256_hex
 from tandem_api.contract import EpochDigest, StageRequest
 from tandem_api.store import ObjectStore
 from tandem_api.store.s3 import MANIFEST
+from tandem_trainer.adapters.canary import CANARY_FILE
 from tandem_trainer.lora.adapter import in_standard_form
 from tandem_trainer.lora.checkpoint import Checkpoint, Checkpoints
 from tandem_trainer.lora.servable import CONFIG_FILE, WEIGHTS_FILE
@@ -58,6 +59,8 @@ class EpochAdapters:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(source / name, folder / name)
         in_standard_form(folder, self._request.spec.model.uri)
+        if (source / CANARY_FILE).is_file():
+            shutil.copyfile(source / CANARY_FILE, folder / CANARY_FILE)
         # The manifest goes first: what a kill leaves over is no adapter.
         self._store.delete(f"{prefix}{MANIFEST}")
         self._store.put_folder(prefix, folder)

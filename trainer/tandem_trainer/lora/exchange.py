@@ -25,11 +25,6 @@ class Exchange:
         self._seen = 0
 
     @property
-    def lesson(self) -> Path:
-        """For the processes: what to do."""
-        return self.folder / "lesson.pickle"
-
-    @property
     def stop(self) -> Path:
         """For the processes: once it is there, they are to keep what they have and end."""
         return self.folder / "stop"

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from tandem_api.errors import PreemptedError
 from tandem_trainer.lora.adapter import continued_adapter, new_adapter, write_adapter
+from tandem_trainer.lora.canary import CanaryKeeper, write_canary
 from tandem_trainer.lora.checkpoint import Keeper
 from tandem_trainer.lora.dataset import TrainingSet
 from tandem_trainer.lora.model import load_base
@@ -48,7 +49,10 @@ def learn(lesson: Lesson, keeper: Keeper, hooks: Hooks, *, writes: bool = True) 
         model = continued_adapter(base, lesson.start, plan.settings)
     if hooks.should_stop():
         raise PreemptedError("the worker was asked to stop (SIGTERM) before the first step; nothing is lost")
+    if writes:
+        keeper = CanaryKeeper(keeper, model, lesson.data.train, plan.settings.kept_epochs[:-1])
     trained = train(model, AutoTokenizer.from_pretrained(lesson.model), lesson.data, plan, keeper, hooks)
     if writes:
         write_adapter(model, lesson.adapter, lesson.model_uri)
+        write_canary(model, lesson.data.train, lesson.adapter)
     return trained

@@ -1,6 +1,7 @@
-"""One of several training processes: `torchrun ... -m tandem_trainer.lora.process FOLDER`.
+"""One of several training processes: `torchrun ... -m tandem_trainer.lora.process FOLDER LESSON`.
 
-The folder is the `Exchange` with the worker that started them all. Ends with 0 when the training is done or stopped.
+The folder is the `Exchange` with the worker that started them all, the lesson a file that only that one can write.
+Ends with 0 when the training is done or stopped.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def main() -> int:
     exchange = Exchange(Path(sys.argv[1]))
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     lesson: Lesson
-    lesson, resumed, worker = pickle.loads(exchange.lesson.read_bytes())  # noqa: S301 - the worker's own
+    lesson, resumed, worker = pickle.loads(Path(sys.argv[2]).read_bytes())  # noqa: S301 - the worker's own
     try:
         device = _join(lesson, local_rank)
         _agree_on(resumed.step if resumed else 0, device)

@@ -1,7 +1,7 @@
 """Several training processes under torchrun, seen from the worker that starts them.
 
-They share a folder: the lesson goes in, and progress, checkpoints, failures and the adapter come out. The worker alone
-talks to the object store, so that training never waits for it, and asks the processes to stop by a file.
+They share a folder: progress, checkpoints, failures and the adapter come out. The worker alone talks to the object
+store, so that training never waits for it, and asks the processes to stop by a file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from shutil import rmtree
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from tandem_api.errors import PreemptedError, StorageUnavailableError, TandemError
@@ -49,18 +51,22 @@ def learn_together(lesson: Lesson, world: World, checkpoints: Keeper, hooks: Hoo
     """
     exchange = Exchange(lesson.plan.workspace / "exchange")
     exchange.folder.mkdir()
-    exchange.lesson.write_bytes(pickle.dumps((lesson, checkpoints.latest(), os.getpid())))
-    module = ("-m", "tandem_trainer.lora.process", str(exchange.folder))
-    command = [sys.executable, "-m", "torch.distributed.run", *world.arguments, *module]
-    with _launched(command, world) as (processes, tail):
-        while processes.poll() is None:
-            time.sleep(_LOOK_SECONDS)
-            if hooks.should_stop():
-                exchange.stop.touch()
-                if not exchange.progress.exists():
-                    raise PreemptedError("the worker was asked to stop (SIGTERM) before the first step")
-            _pass_on(exchange, checkpoints, hooks)
-        code = processes.returncode
+    # The workspace may lie on a volume that other pods write to, and whoever writes a pickle decides what is run: the
+    # lesson lies in a folder of this container's own.
+    with TemporaryDirectory(prefix="tandem-lesson-") as private:
+        file = Path(private, "lesson.pickle")
+        file.write_bytes(pickle.dumps((lesson, checkpoints.latest(), os.getpid())))
+        module = ("-m", "tandem_trainer.lora.process", str(exchange.folder), str(file))
+        command = [sys.executable, "-m", "torch.distributed.run", *world.arguments, *module]
+        with _launched(command, world) as (processes, tail):
+            while processes.poll() is None:
+                time.sleep(_LOOK_SECONDS)
+                if hooks.should_stop():
+                    exchange.stop.touch()
+                    if not exchange.progress.exists():
+                        raise PreemptedError("the worker was asked to stop (SIGTERM) before the first step")
+                _pass_on(exchange, checkpoints, hooks)
+            code = processes.returncode
     _pass_on(exchange, checkpoints, hooks)
     failure = exchange.first_failure()
     if code == 0 and failure is None:

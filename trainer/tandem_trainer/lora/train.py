@@ -69,6 +69,22 @@ class Trained:
         return next((line["eval_loss"] for line in reversed(self.log) if "eval_loss" in line), None)
 
 
+def one_after_another(trainings: Sequence[Trained]) -> Trained:
+    """Several trainings as one: the steps are counted on."""
+    log: list[dict[str, float | int]] = []
+    steps = 0
+    for each in trainings:
+        log += [{**line, "step": line["step"] + steps} for line in each.log]
+        steps += each.steps
+    return Trained(
+        log=tuple(log),
+        steps=steps,
+        seconds=sum(each.seconds for each in trainings),
+        resumed_from=sum(each.resumed_from for each in trainings),
+        packing=trainings[0].packing,
+    )
+
+
 def train(model: Any, tokenizer: Any, data: TrainingSet, plan: Plan, checkpoints: Keeper, hooks: Hooks) -> Trained:
     """Train the LoRA layers of `model` on `data`, or go on from the latest checkpoint of this very training.
 

@@ -8,6 +8,7 @@ import inspect
 import time
 import traceback
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import reduce
@@ -63,16 +64,26 @@ class ProgramRunner:
     Modules with `aforward` run on the loop; others run in a pool of `concurrency` threads.
     """
 
-    def __init__(self, program: LoadedProgram, client: LMClient, *, seed: int, concurrency: int) -> None:
+    def __init__(
+        self,
+        program: LoadedProgram,
+        client: LMClient,
+        *,
+        seed: int,
+        concurrency: int,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """`names`: the served name for each predictor that has an adapter of its own."""
         self.program = program
         self.client = client
+        self.names = names
         self._seed = seed
         self._prepared: OrderedDict[int, _Prepared] = OrderedDict()
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="program")
         self._lm: ServedLM
 
     async def __aenter__(self) -> Self:
-        self._lm = ServedLM(self.client, mode=self.program.mode)
+        self._lm = ServedLM(self.client, mode=self.program.mode, names=self.names)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

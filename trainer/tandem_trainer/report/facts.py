@@ -15,6 +15,7 @@ from tandem_api.contract import CandidateScore, StageRequest
 from tandem_api.records import PromptSet, ScoredExample
 from tandem_api.store import ObjectStore
 from tandem_api.v1alpha1.status import Candidate, StageName, StageStatus, Status, StepStatus, Usage
+from tandem_trainer.adapters.predictors import fetch_predictors
 from tandem_trainer.context import StageContext
 from tandem_trainer.evaluate.examples import Example, load_splits
 from tandem_trainer.evaluate.ledger import Ledger
@@ -110,6 +111,8 @@ class Facts:
     changes: Changes = Changes()
     templates: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)
     """By predictor: the messages that the best program sends, with `{name}` where the input `name` goes."""
+    owners: tuple[str, ...] = ()
+    """The predictors that have adapters of their own, in the order of the adapters; empty: one adapter, or none."""
 
     @property
     def is_unchanged(self) -> bool:
@@ -160,6 +163,7 @@ def gather(
         versions=_versions(),
         changes=_changes(pairs),
         templates=_templates(program, prompts),
+        owners=_owners(context.store, status.best),
     )
 
 
@@ -301,6 +305,12 @@ def _answer(record: ScoredExample) -> str:
     if record.prediction is None:
         return f"({record.status}) {record.error or ''}".strip()
     return "\n".join(f"{name}: {value}" for name, value in record.prediction.items())
+
+
+def _owners(store: ObjectStore, best: Candidate) -> tuple[str, ...]:
+    if best.adapter is None or best.adapter.adapters is None:
+        return ()
+    return fetch_predictors(store, best.adapter)
 
 
 def _templates(program: LoadedProgram, prompts: PromptSet) -> dict[str, tuple[dict[str, Any], ...]]:

@@ -34,14 +34,20 @@ def handover(facts: Facts) -> Handover:
     base, options, model = _base(spec)
     serve = ["vllm", "serve", base, *options, *spec.serving.extra_args]
     served = base
-    if facts.best.adapter is not None:
+    own: dict[str, str] = {}
+    if facts.owners:
+        own = {owner: f"{facts.request.name}-adapter-{number}" for number, owner in enumerate(facts.owners)}
+        modules = [f"{name}=./adapter/{number}" for number, name in enumerate(own.values())]
+        serve += ["--enable-lora", f"--max-lora-rank={_rank(facts)}", f"--max-loras={len(own)}"]
+        serve += ["--lora-modules", *modules]
+    elif facts.best.adapter is not None:
         served = f"{facts.request.name}-adapter"
         serve += ["--enable-lora", f"--max-lora-rank={_rank(facts)}", "--lora-modules", f"{served}=./adapter"]
     elif model:
         served = facts.request.name
         serve.append(f"--served-model-name={served}")
     return Handover(
-        python=_python(spec, served),
+        python=_python(spec, served, own),
         serve=_folded([shlex.quote(word) for word in serve]),
         model=model,
         is_plain=spec.program.adapter_name == "plain",
@@ -78,7 +84,8 @@ def _folded(words: list[str]) -> str:
     return " \\\n  ".join(lines)
 
 
-def _python(spec: Spec, served: str) -> str:
+def _python(spec: Spec, served: str, own: dict[str, str]) -> str:
+    """`own`: the served name for each predictor with an adapter of its own."""
     sampling = spec.model.sampling
     options = [f"temperature={sampling.temperature}", f"max_tokens={sampling.max_tokens}"]
     if sampling.top_p != "1":
@@ -96,6 +103,10 @@ def _python(spec: Spec, served: str) -> str:
     if adapter is not None:
         lines.append(f"    adapter={adapter},")
     lines.append(")")
+    if own:
+        lines += ["adapters = {", *(f"    {_quoted(owner)}: {_quoted(name)}," for owner, name in own.items()), "}"]
+        lines += ["for name, predictor in program.named_predictors():", "    if name in adapters:"]
+        lines += ['        predictor.lm = dspy.settings.lm.copy(model="hosted_vllm/" + adapters[name])']
     arguments = ", ".join(f"{name}=..." for name in spec.data.inputs if name.isidentifier())
     return "\n".join([*lines, f"print(program({arguments}))"]) + "\n"
 

@@ -266,7 +266,7 @@ def _pairs(facts: dict[str, int | str], labels: Mapping[str, str] = _LABELS) -> 
     pairs = []
     for name in (*(name for name in labels if name in facts), *(name for name in facts if name not in labels)):
         value = facts[name]
-        label = labels.get(name, name.replace("rows.", "rows of ").replace("_", " "))
+        label = labels.get(name, name.replace("rows.", "rows of ").replace("adapter.", "adapter ").replace("_", " "))
         if name == "seconds" and isinstance(value, int):
             pairs.append((label, formats.duration(value)))
         else:

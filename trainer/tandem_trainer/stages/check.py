@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dspy
 
+from tandem_api.adapters import MAX_ADAPTERS
 from tandem_api.canonical import canonical_json
 from tandem_api.contract import StageResult
 from tandem_api.errors import ConfigurationError, DataError
@@ -99,9 +100,16 @@ def try_metric(metric: Metric, example: Example, program: LoadedProgram) -> list
 
 
 def _optimizer_problems(spec: Spec, program: LoadedProgram | None, code_path: Path | None) -> list[ConfigurationError]:
-    """What keeps an optimizer of a `p` step from working, as far as that can be seen without a model."""
+    """What keeps an optimizer from working, as far as that can be seen without a model."""
     problems = []
     known: list[PromptOptimizer] = []
+    if program is not None and spec.has_own_adapters and len(program.predictors) > MAX_ADAPTERS:
+        problems.append(
+            ConfigurationError(
+                f"weightOptimizer.adapters: per-predictor serves at most {MAX_ADAPTERS} adapters, but the program "
+                f"has {len(program.predictors)} predictors; set adapters: shared"
+            )
+        )
     for index, step in enumerate(spec.steps, start=1):
         settings = spec.prompts_of(index)
         if step.kind != "p" or settings in known:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import lzma
 import re
 import shutil
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -15,6 +17,12 @@ from tandem_api.errors import ConfigurationError, DataError
 from tandem_api.store import ObjectStore
 from tandem_api.v1alpha1 import Spec
 from tandem_trainer.evaluate.files import configmap_folder, configmap_keys, read_s3
+
+#: What an archive of code may hold at most, unpacked.
+MAX_FILES, MAX_BYTES = 20_000, 2 << 30
+
+#: What reading a damaged or hostile archive may raise.
+_DAMAGED = (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
 
 _CONFIGMAP = re.compile(r"configmap://(?P<name>[a-z0-9][a-z0-9.-]*)/?")
 
@@ -59,16 +67,29 @@ def _mounted(uri: str, where: str) -> Path:
 
 
 def _extract(archive: tarfile.TarFile, folder: Path) -> None:
-    """Unpack files and folders that stay below `folder`. Raises tarfile.TarError for anything else."""
-    if hasattr(tarfile, "data_filter"):
-        archive.extractall(folder, filter="data")
-        return
-    # Python before 3.11.4 has no such filter.
-    for member in archive.getmembers():
+    """Unpack plain files and folders that stay below `folder`. Raises tarfile.TarError for anything else, before
+    anything is written.
+
+    Links are refused whole: that a link stays inside has been judged wrongly often, tarfile's own filter included.
+    """
+    members: list[tarfile.TarInfo] = []
+    total = 0
+    for member in archive:
         path = PurePosixPath(member.name)
         if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
-            raise tarfile.TarError(f"{member.name!r} is no plain file or folder below the archive's root")
+            raise tarfile.TarError(
+                f"{member.name!r} is no plain file or folder below the archive's root; leave it out, or write the "
+                "archive with --dereference"
+            )
+        total += member.size
+        if len(members) == MAX_FILES or total > MAX_BYTES:
+            raise tarfile.TarError(
+                f"it has more than {MAX_FILES} files or {MAX_BYTES >> 20} MiB; put large files into the image "
+                "(program.image) or beside the code"
+            )
         member.mode = 0o755 if member.isdir() else 0o644
+        members.append(member)
+    for member in members:
         archive.extract(member, folder, set_attrs=False)
 
 
@@ -86,7 +107,7 @@ def _unpacked(uri: str, sha256: str, spec: Spec, store: ObjectStore, cache: Path
             _extract(archive, staging)
         if not folder.is_dir():  # another process of this machine may have been faster
             staging.replace(folder)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except _DAMAGED as error:
         if not folder.is_dir():
             raise DataError(f"{where} cannot be unpacked: {error}") from error
     finally:

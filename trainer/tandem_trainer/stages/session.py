@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,11 +24,13 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from tandem_api.canonical import digest, seed_from
-from tandem_api.contract import ENV_PROPOSER_KEY, ENV_TEACHER_KEY, Endpoint, StageRequest
-from tandem_api.errors import ConfigurationError, DataError
+from tandem_api.contract import ENV_PROPOSER_KEY, ENV_TEACHER_KEY, Endpoint, StageRequest, served_names
+from tandem_api.errors import ConfigurationError, DataError, WrongAdapterError
 from tandem_api.records import PromptSet, WrittenText
 from tandem_api.v1alpha1.prompt_optimizers import Proposer, Teacher
 from tandem_api.v1alpha1.status import Artifact, Usage
+from tandem_trainer.adapters.canary import CanaryUnansweredError, fetch_canaries, find_fault
+from tandem_trainer.adapters.predictors import names_by_predictor
 from tandem_trainer.context import StageContext
 from tandem_trainer.evaluate.evaluator import Evaluator, ProgressCallback
 from tandem_trainer.evaluate.examples import Splits, load_splits
@@ -35,13 +38,15 @@ from tandem_trainer.evaluate.ledger import Ledger
 from tandem_trainer.evaluate.metrics import Metric, load_metric
 from tandem_trainer.journal import Journal
 from tandem_trainer.lm.budget import TokenBudget
-from tandem_trainer.lm.client import LMClient
+from tandem_trainer.lm.client import CallFailedError, LMClient
 from tandem_trainer.lm.writer import Writer
 from tandem_trainer.program.code import make_importable
 from tandem_trainer.program.loading import LoadedProgram, load_program
 from tandem_trainer.program.running import ProgramRunner
 from tandem_trainer.program.teacher import load_teacher
 from tandem_trainer.stages.code import locate_code
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,10 +103,12 @@ class Session:
             program = load_teacher(request.spec, settings, program, code_path=code_path)
         if settings.url is not None and settings.model is not None:
             client = await self.foreign_client(settings.url, settings.model, settings.key_secret, ENV_TEACHER_KEY)
+        # The same model is the same adapters, too.
+        names = self.runner.names if client is self.client else None
         seed = seed_from(request.spec.seed, request.index, request.stage, "teacher")
         concurrency = request.spec.evaluation.concurrency
         runner = await self._stack.enter_async_context(
-            ProgramRunner(program, client, seed=seed, concurrency=concurrency)
+            ProgramRunner(program, client, seed=seed, concurrency=concurrency, names=names)
         )
         evaluator = Evaluator(
             runner,
@@ -160,7 +167,8 @@ async def open_session(context: StageContext, *, with_test: bool = False) -> Asy
     """Open what the stage needs, and close it when the block ends. The test set is read only `with_test`.
 
     Raises ConfigurationError or DataError for a program, metric or data that cannot be used, DataError for data that
-    has changed since the run's `check`, AdapterMissingError or ServingError when the wanted model is not served.
+    has changed since the run's `check`, AdapterMissingError, WrongAdapterError or ServingError when the wanted model is
+    not served.
     """
     request = context.request
     assert request.endpoint is not None, f"stage {request.stage} calls the model, but its request has no endpoint"
@@ -192,14 +200,32 @@ async def open_session(context: StageContext, *, with_test: bool = False) -> Asy
                 budget=budget,
             )
         )
+        names = await asyncio.to_thread(names_by_predictor, context.store, request.endpoint)
         await client.check_model()
+        await _check_adapter(client, context)
         seed = seed_from(spec.seed, request.index, request.stage)
         runner = await stack.enter_async_context(
-            ProgramRunner(program, client, seed=seed, concurrency=spec.evaluation.concurrency)
+            ProgramRunner(program, client, seed=seed, concurrency=spec.evaluation.concurrency, names=names)
         )
         evaluator = Evaluator(runner, metric, ledger, request=request, program_sha256=program.sha256)
         stack.callback(evaluator.close)
         yield Session(context, program, metric, splits, client, runner, ledger, calls, evaluator, budget, stack)
+
+
+async def _check_adapter(client: LMClient, context: StageContext) -> None:
+    """Raises WrongAdapterError when the server answers under an adapter's name with other weights."""
+    endpoint = client.endpoint
+    if endpoint.adapter is None:
+        return
+    canaries = await asyncio.to_thread(fetch_canaries, context.store, endpoint.adapter)
+    for name, canary in zip(served_names(endpoint.model, endpoint.adapter), canaries, strict=True):
+        try:
+            fault = await find_fault(canary, name, client.named(name).ask)
+        except (CanaryUnansweredError, CallFailedError) as error:
+            logger.warning("%s is taken without its canary: %s", name, error)
+            continue
+        if fault is not None:
+            raise WrongAdapterError(f"{fault}; the model server at {endpoint.url}")
 
 
 def _calm_collector() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tandem_api.contract import StageResult
 from tandem_api.records import PredictorCall, PromptSet, ScoredExample
 from tandem_api.v1alpha1.spec import Sampling
-from tandem_api.v1alpha1.weight_optimizers import Traces
+from tandem_api.v1alpha1.weight_optimizers import Traces, WeightOptimizer
 from tandem_trainer.context import StageContext
 from tandem_trainer.evaluate.evaluator import Job
 from tandem_trainer.evaluate.examples import seeded_sample
@@ -28,8 +28,9 @@ MAX_COUNTED_PREDICTORS = 16
 def run(context: StageContext) -> StageResult:
     """Run the program with the request's first prompt set and keep the passing traces.
 
-    "skipped" with TooFewTraces when fewer are kept than `traces.minTraces`; "stopped" when the token budget ended the
-    runs, then with the traces kept so far if these are enough.
+    "skipped" with TooFewTraces when fewer are kept than `traces.minTraces`, or fewer with a call of a predictor than
+    `traces.minPerPredictor`; "stopped" when the token budget ended the runs, then with the traces kept so far if these
+    are enough.
     """
     return context.run(_trace(context))
 
@@ -37,7 +38,8 @@ def run(context: StageContext) -> StageResult:
 async def _trace(context: StageContext) -> StageResult:
     async with open_session(context) as session:
         request = session.request
-        settings = (request.weight_optimizer or request.spec.weights_of(request.index)).traces
+        optimizer = request.weight_optimizer or request.spec.weights_of(request.index)
+        settings = optimizer.traces
         prompts = session.prompt_set(request.prompts[0].artifact if request.prompts else None)
         jobs = _jobs(session, settings, prompts)
         is_complete = True
@@ -48,19 +50,45 @@ async def _trace(context: StageContext) -> StageResult:
         records = [record for record in session.evaluator.scored(jobs, keep_calls=True) if record is not None]
         vanilla = _render_vanilla(session, prompts, jobs)
         rows, counts = select_traces(records, settings, session.program.predictors, vanilla)
+        lacking = _lacking(counts, optimizer)
         result = StageResult(usage=session.usage, facts=_facts(counts))
-        if counts.kept >= settings.min_traces:
+        if lacking is None:
             artifact = write_traces(context.store, request.stage_layout.traces + TRACES_NAME, rows)
-            result = result.model_copy(update={"traces": artifact})
+            result = result.model_copy(update={"traces": artifact, "message": _left_out(counts, optimizer)})
         if not is_complete:
-            message = (
-                f"the token budget ended the runs after {len(records)} of {len(jobs)}; {_summary(counts, settings)}"
-            )
+            ended = f"the token budget ended the runs after {len(records)} of {len(jobs)}"
+            message = f"{ended}; {lacking or _summary(counts, settings)}"
             return result.model_copy(update={"outcome": "stopped", "reason": BudgetExhausted.code, "message": message})
-        if counts.kept < settings.min_traces:
-            message = _summary(counts, settings)
-            return result.model_copy(update={"outcome": "skipped", "reason": "TooFewTraces", "message": message})
+        if lacking is not None:
+            return result.model_copy(update={"outcome": "skipped", "reason": "TooFewTraces", "message": lacking})
         return result
+
+
+def _lacking(counts: TraceCounts, optimizer: WeightOptimizer) -> str | None:
+    """Why these traces are too few to train on; None if they are enough."""
+    if counts.kept < optimizer.traces.min_traces:
+        return _summary(counts, optimizer.traces)
+    below = counts.below(optimizer.min_per_predictor)
+    if not below or (optimizer.adapters == "per-predictor" and len(below) < len(counts.traces)):
+        return None
+    each = ", ".join(f"{name} in {count}" for name, count in counts.traces)
+    fix = "lower it" if optimizer.adapters == "per-predictor" else "lower it (0: they are trained without)"
+    return (
+        f"of {counts.kept} kept traces at least {optimizer.min_per_predictor} must hold a call of each predictor that "
+        f"is called (traces.minPerPredictor); found {each}; {fix}, or run more examples"
+    )
+
+
+def _left_out(counts: TraceCounts, optimizer: WeightOptimizer) -> str | None:
+    """Which predictors get no adapter of their own, where others do."""
+    below = counts.below(optimizer.min_per_predictor)
+    if optimizer.adapters != "per-predictor" or not below:
+        return None
+    each = ", ".join(f"{name} ({count})" for name, count in below)
+    return (
+        f"these predictors keep the model that they have, for fewer than {optimizer.min_per_predictor} kept traces "
+        f"hold a call of them (traces.minPerPredictor): {each}"
+    )
 
 
 def _jobs(session: Session, settings: Traces, prompts: PromptSet) -> list[Job]:

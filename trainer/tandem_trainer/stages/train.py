@@ -1,14 +1,16 @@
 """The `train` stage: LoRA fine-tuning on the kept traces.
 
 Source: BetterTogether (arXiv 2407.10930), section 3 (BFT). The adapter goes to S3 in PEFT's form, known by its
-content's digest. What is expensive is kept as it comes: an attempt that starts again goes on from the last checkpoint.
+content's digest; the adapters of several predictors are one folder. What is expensive is kept as it comes: an attempt
+that starts again goes on from the last checkpoint.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -17,16 +19,20 @@ from typing import TYPE_CHECKING
 from tandem_api.canonical import canonical_json, digest, seed_from
 from tandem_api.contract import StageResult
 from tandem_api.errors import DataError
+from tandem_api.records import TraceRow
 from tandem_api.store import S3Store
 from tandem_api.v1alpha1.status import Usage
 from tandem_api.v1alpha1.weight_optimizers import WeightOptimizer
+from tandem_trainer.adapters.predictors import adapter_set
 from tandem_trainer.context import StageContext
 from tandem_trainer.lora.base import context_length, local_model, parameter_count, stop_ids
-from tandem_trainer.lora.dataset import Encoder, Mode, Pair, TrainingSet, build_training_set, select_pairs
+from tandem_trainer.lora.dataset import Encoder, Mode, TrainingSet, build_training_set
+from tandem_trainer.lora.shares import Share, divide, gather
 from tandem_trainer.lora.world import World, check_shares, find_world
 from tandem_trainer.traces.io import read_traces
 
 if TYPE_CHECKING:
+    from tandem_trainer.lora.learner import Lesson
     from tandem_trainer.lora.train import Trained
 
 #: Beside the adapter, for the report: one JSON object a line, with step, epoch, and loss and lr or eval_loss.
@@ -43,7 +49,7 @@ def run(context: StageContext) -> StageResult:
     settings = request.weight_optimizer or request.spec.weights_of(request.index)
     if request.traces is None:
         raise DataError("the request of this train stage names no traces; the traces stage before it has kept none")
-    pairs = select_pairs(read_traces(context.store, request.traces), settings.prompts)
+    traces = list(read_traces(context.store, request.traces))
     context.progress.report(0, 1, message="loading the model")
     storage = request.storage
     model_dir = local_model(
@@ -56,7 +62,7 @@ def run(context: StageContext) -> StageResult:
     if world.size == 1:
         use_one_gpu(os.environ)
     with _workspace(context, world.node) as workspace:
-        return _train(context, settings.for_model(parameter_count(model_dir)), pairs, model_dir, workspace, world)
+        return _train(context, settings.for_model(parameter_count(model_dir)), traces, model_dir, workspace, world)
 
 
 def prepare_environment(environment: MutableMapping[str, str]) -> None:
@@ -73,7 +79,12 @@ def use_one_gpu(environment: MutableMapping[str, str]) -> None:
 
 
 def _train(
-    context: StageContext, settings: WeightOptimizer, pairs: list[Pair], model_dir: Path, workspace: Path, world: World
+    context: StageContext,
+    settings: WeightOptimizer,
+    traces: list[TraceRow],
+    model_dir: Path,
+    workspace: Path,
+    world: World,
 ) -> StageResult:
     # Imported here: minutes may pass before, and other stages never pay for them.
     from transformers import AutoTokenizer
@@ -84,59 +95,88 @@ def _train(
     from tandem_trainer.lora.merge import merged_model
     from tandem_trainer.lora.model import choose_precision, detect_hardware
     from tandem_trainer.lora.together import learn_together
-    from tandem_trainer.lora.train import Plan
+    from tandem_trainer.lora.train import Plan, one_after_another
     from tandem_trainer.lora.trainer import Hooks
 
     request, store, layout = context.request, context.store, context.request.stage_layout
     seed = seed_from(request.spec.seed, request.index, "train")
 
     # 1. The rows, and on what they are learnt.
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    mode: Mode = "completions" if request.spec.program.adapter_name == "plain" else "chat"
-    data = build_training_set(
-        pairs,
-        Encoder(tokenizer, mode, stop_ids(model_dir)),
-        max_length=min(settings.max_length, context_length(model_dir) or settings.max_length),
-        validation_fraction=settings.validation_fraction,
-        seed=seed,
-    )
-    hardware = detect_hardware()
-    precision = choose_precision(settings.precision, hardware)
-    context.raise_if_stopping()
-
-    # 2. The training.
     start = None
     if request.start_adapter is not None:
         start = workspace / "start"
         store.fetch_folder(request.start_adapter, start)
-    plan = Plan(settings, seed, hardware, precision, workspace, world.size)
-    lesson = Lesson(model_dir, request.spec.model.uri, start, data, plan)
+    shares = divide(traces, settings, start)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    mode: Mode = "completions" if request.spec.program.adapter_name == "plain" else "chat"
+    encoder = Encoder(tokenizer, mode, stop_ids(model_dir))
+    hardware = detect_hardware()
+    precision = choose_precision(settings.precision, hardware)
+    lessons: list[Lesson | None] = []
+    for number, share in enumerate(shares):
+        if not share.pairs and share.predictor is not None:
+            lessons.append(None)
+            continue
+        data = build_training_set(
+            share.pairs,
+            encoder,
+            max_length=min(settings.max_length, context_length(model_dir) or settings.max_length),
+            validation_fraction=settings.validation_fraction,
+            seed=seed,
+        )
+        where = workspace if share.predictor is None else workspace / str(number)
+        where.mkdir(exist_ok=True)
+        plan = Plan(settings, seed, hardware, precision, where, world.size)
+        lessons.append(Lesson(model_dir, request.spec.model.uri, share.start, data, plan))
+    context.raise_if_stopping()
+
+    # 2. The training, one adapter after another. Each goes on from its own checkpoint: what is done is not done again.
     start_sha256 = request.start_adapter.sha256 if request.start_adapter else None
-    cause = [data.sha256, settings.to_json(), seed, precision, request.spec.model.uri, start_sha256, _versions()]
-    kept = Checkpoints(store, layout.checkpoints, digest(cause), workspace / "checkpoints")
-    checkpoints = EpochAdapters(kept, store, request, settings.kept_epochs[:-1])
-    hooks = Hooks(
-        should_stop=context.should_stop,
-        report=lambda done, total, message, loss: context.progress.report(done, total, message=message, loss=loss),
-    )
-    if world.size == 1:
-        trained = learn(lesson, checkpoints, hooks)
-    else:
-        trained = learn_together(lesson, world, checkpoints, hooks)
+    results: list[Trained] = []
+    for number, (share, lesson) in enumerate(zip(shares, lessons, strict=True)):
+        if lesson is None:
+            continue
+        cause = [lesson.data.sha256, settings.to_json(), seed, precision, request.spec.model.uri]
+        fingerprint = digest([*cause, start_sha256, _versions()])
+        prefix = layout.checkpoints if share.predictor is None else f"{layout.checkpoints}{number}/"
+        kept = Checkpoints(store, prefix, fingerprint, lesson.plan.workspace / "checkpoints")
+        checkpoints = EpochAdapters(kept, store, request, settings.kept_epochs[:-1])
+        hooks = Hooks(should_stop=context.should_stop, report=_reporter(context, share.predictor))
+        gc.collect()  # the trainer before holds its model in cycles; the next one needs that memory
+        if world.size == 1:
+            results.append(learn(lesson, checkpoints, hooks))
+        else:
+            results.append(learn_together(lesson, world, checkpoints, hooks))
     if world.node > 0:
         return StageResult()  # the first machine keeps what came of it
+    trained = one_after_another(results)
     gpus = world.size if hardware.device == "cuda" else 0
     usage = Usage(gpu_seconds=round(trained.seconds) * gpus)
     context.meter.usage = usage
 
     # 3. What it came to; the adapter last, since it is the result.
     store.put(f"{layout.root}{LOG_NAME}", "".join(f"{canonical_json(line)}\n" for line in trained.log).encode())
-    adapter = store.put_folder(layout.adapter, lesson.adapter)
-    facts = _facts(settings, data, trained, precision, world)
+    learnt = [lesson for lesson in lessons if lesson is not None]
+    facts = _facts(settings, [lesson.data for lesson in learnt], trained, precision, world)
+    if settings.adapters == "per-predictor":
+        folder = workspace / "adapters"
+        predictors = gather(shares, [None if lesson is None else lesson.adapter for lesson in lessons], folder)
+        several = adapter_set(store.put_folder(layout.adapter, folder), predictors)
+        return StageResult(adapter=several, usage=usage, facts=facts | _facts_of_each(shares, lessons, results))
+    adapter = store.put_folder(layout.adapter, learnt[0].adapter)
     if request.merge:
         context.progress.report(1, 1, message="merging the adapter into the model")
-        merged_model(model_dir, lesson.adapter, context.cache, adapter.sha256)
+        merged_model(model_dir, learnt[0].adapter, context.cache, adapter.sha256)
     return StageResult(adapter=adapter, epochs=checkpoints.kept(), usage=usage, facts=facts)
+
+
+def _reporter(context: StageContext, predictor: str | None) -> Callable[[int, int, str, float | None], None]:
+    whose = "" if predictor is None else f"{predictor}: "
+
+    def report(done: int, total: int, message: str, loss: float | None) -> None:
+        context.progress.report(done, total, message=f"{whose}{message}", loss=loss)
+
+    return report
 
 
 def _versions() -> dict[str, str]:
@@ -145,16 +185,16 @@ def _versions() -> dict[str, str]:
 
 
 def _facts(
-    settings: WeightOptimizer, data: TrainingSet, trained: Trained, precision: str, world: World
+    settings: WeightOptimizer, data: Sequence[TrainingSet], trained: Trained, precision: str, world: World
 ) -> dict[str, int | str]:
     chosen = settings.to_json()
     facts: dict[str, int | str] = {
-        "rows": len(data.train),
-        "validation_rows": len(data.validation),
-        "dropped": data.dropped,
+        "rows": sum(len(part.train) for part in data),
+        "validation_rows": sum(len(part.validation) for part in data),
+        "dropped": sum(part.dropped for part in data),
         "epochs": settings.epochs,
         "steps": trained.steps,
-        "tokens": data.tokens * settings.epochs,
+        "tokens": sum(part.tokens for part in data) * settings.epochs,
         "seconds": round(trained.seconds),
         "precision": precision,
         "prompts": settings.prompts,
@@ -166,12 +206,29 @@ def _facts(
         facts["processes"] = world.size
     if trained.loss is not None:
         facts["loss"] = f"{trained.loss:.4f}"
-    if trained.eval_loss is not None:
+    if trained.eval_loss is not None and len(data) == 1:
         facts["eval_loss"] = f"{trained.eval_loss:.4f}"
     if trained.resumed_from:
         facts["resumed_from_step"] = trained.resumed_from
     if trained.packing is not None:
         facts["packing"] = trained.packing
+    return facts
+
+
+def _facts_of_each(
+    shares: Sequence[Share], lessons: Sequence[Lesson | None], results: Sequence[Trained]
+) -> dict[str, int | str]:
+    """What became of each predictor's adapter."""
+    facts: dict[str, int | str] = {}
+    left = iter(results)
+    for number, (share, lesson) in enumerate(zip(shares, lessons, strict=True)):
+        if lesson is None:
+            facts[f"adapter.{number}"] = f"{share.predictor}: as before, for there are too few traces"
+            continue
+        trained = next(left)
+        losses = {"loss": trained.loss, "eval_loss": trained.eval_loss}
+        told = [f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None]
+        facts[f"adapter.{number}"] = ", ".join([f"{share.predictor}: {len(lesson.data.train)} rows", *told])
     return facts
 
 

@@ -39,6 +39,12 @@ class TraceCounts:
     """Calls left out of kept traces because their completion could not be parsed (the program recovered from it)."""
     rows: tuple[tuple[str, int], ...]
     """Kept calls of every predictor, by name."""
+    traces: tuple[tuple[str, int], ...]
+    """Kept traces with a call of a predictor, for each that the served model answered in any of the runs."""
+
+    def below(self, minimum: int) -> tuple[tuple[str, int], ...]:
+        """The predictors that were called but are in fewer kept traces. One that is never called lacks nothing."""
+        return tuple((name, count) for name, count in self.traces if count < minimum)
 
 
 def passed(record: ScoredExample, threshold: str) -> bool:
@@ -71,7 +77,9 @@ def select_traces(
         unparsed += sum(call.outputs is None and not call.own_lm for run in kept for call in run.calls)
         rows += [_row(run, vanilla) for run in kept]
     called = Counter(call.predictor for row in rows for call in row.calls)
-    names = dict.fromkeys([*predictors, *sorted(called)])
+    seen = {call.predictor for record in records for call in record.calls if not call.own_lm}
+    names = dict.fromkeys([*predictors, *sorted(seen)])
+    held = traces_by_predictor(rows)
     return rows, TraceCounts(
         runs=len(records),
         failed=sum(record.status != "ok" for record in records),
@@ -82,7 +90,13 @@ def select_traces(
         examples=len({row.example for row in rows}),
         unparsed=unparsed,
         rows=tuple((name, called[name]) for name in names),
+        traces=tuple((name, held[name]) for name in names if name in seen),
     )
+
+
+def traces_by_predictor(rows: Iterable[TraceRow]) -> Counter[str]:
+    """How many traces hold a call of each predictor."""
+    return Counter(name for row in rows for name in {call.predictor for call in row.calls})
 
 
 def _is_row(call: PredictorCall) -> bool:

@@ -139,7 +139,8 @@ def cleanup_job(run: OptimizationRun, settings: OperatorSettings) -> Object:
         "spec": {
             "backoffLimit": 2,
             "activeDeadlineSeconds": CLEANUP_SECONDS,
-            "ttlSecondsAfterFinished": settings.job_ttl_seconds,
+            # Long enough for the operator to see how it ended: it would begin anew for a Job that is gone.
+            "ttlSecondsAfterFinished": max(settings.job_ttl_seconds, CLEANUP_SECONDS),
             "template": template,
         },
     }

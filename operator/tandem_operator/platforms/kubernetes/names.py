@@ -17,8 +17,9 @@ MANAGED_BY, APP_NAME, COMPONENT = (
     "app.kubernetes.io/component",
 )
 RUN, RUN_UID, TASK, STAGE = (f"{GROUP}/{name}" for name in ("run", "run-uid", "task", "stage"))
-#: On the serving Deployment: the model name that is to be served, and how often it was started anew.
-SERVED_NAME, RESTARTS = f"{GROUP}/served-name", f"{GROUP}/restarts"
+#: On the serving Deployment: the model name that is to be served, all names of several predictors' adapters, and how
+#: often it was started anew.
+SERVED_NAME, SERVED_NAMES, RESTARTS = f"{GROUP}/served-name", f"{GROUP}/served-names", f"{GROUP}/restarts"
 #: On the serving Deployment and its pods: the digest of the pod template, by which old pods are told from new ones.
 TEMPLATE = f"{GROUP}/template"
 #: On what we apply: the digest of what was applied, so that nothing is applied twice.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -98,6 +98,8 @@ class KubernetesPlatform:
     _jobsets: dict[str, Object] = field(default_factory=dict)
     """By task: what holds its Job."""
     _deployment: Object | None = None
+    _is_fresh: bool = False
+    """Whether a write of this pass has shown that `raw` is what is stored."""
 
     @property
     def namespace(self) -> str:
@@ -175,6 +177,7 @@ class KubernetesPlatform:
         """Store the status. Raises ApiException 409 when somebody has written to the resource since it was read."""
         body = {**self.raw, "status": status.to_json()}
         self.raw = self.around.client.replace_status(body)
+        self._is_fresh = True
 
     def execute(self, run: OptimizationRun, action: Action) -> None:
         match action:
@@ -202,9 +205,9 @@ class KubernetesPlatform:
                 continue
             kind, holder = self._holder(name)
             if holder["spec"].get("ttlSecondsAfterFinished") is None:
-                client.delete("ConfigMap", self.namespace, name)
+                self._delete_request(name)
                 ttl = {"spec": {"ttlSecondsAfterFinished": self.around.settings.job_ttl_seconds}}
-                client.patch(kind, self.namespace, name_of(holder), ttl)
+                client.patch(kind, self.namespace, name_of(holder), {**_only(holder), **ttl})
         if status.finished is not None and self._deployment is not None:
             self.release()
 
@@ -220,6 +223,14 @@ class KubernetesPlatform:
             thing = self._ours(client.get(kind, self.namespace, of_kind))
             if thing is not None:
                 client.delete(kind, self.namespace, of_kind, uid=thing["metadata"]["uid"])
+
+    def guard(self, run: OptimizationRun) -> None:
+        """Network policies come before the pods that they are about. Raises RefusedError where a name is taken."""
+        if self.around.settings.network_policy.enabled:
+            for policy in policies.network_policies(
+                run, self.around.settings, self.around.operator_namespace, self.owner()
+            ):
+                self._apply(policy)
 
     def owner(self) -> Object:
         """What makes the garbage collector remove a child with its run."""
@@ -251,7 +262,9 @@ class KubernetesPlatform:
             "immutable": True,
             "data": {"spec.json": canonical_json(run.spec.to_json())},
         }
-        if not self.around.client.create(body):
+        with _refusals("SpecRefused", f"the ConfigMap {name} with the spec that was accepted"):
+            is_new = self.around.client.create(body)
+        if not is_new:
             try:
                 self._clear("ConfigMap", self.around.client.get("ConfigMap", self.namespace, name))
             except RefusedError as error:
@@ -275,8 +288,20 @@ class KubernetesPlatform:
             fix = "delete it, or create the run under another name"
             said = f"the run needs a {kind} {name!r}, but there is one that is not Tandem's; {fix}"
             raise RefusedError(Blocked("NameTaken", said))
+        self._check_fresh()
         self.around.client.delete(kind, self.namespace, name, uid=known["metadata"]["uid"])
         raise TryAgainError(f"the {kind} {name} belongs to an earlier run")
+
+    def _check_fresh(self) -> None:
+        """Raises ApiException 409 when `raw` is not what is stored.
+
+        An API server that lags may answer every read of a pass with what was: the run's state before its last Job, or
+        an earlier run of the same name. It cannot carry out a write so; this one changes nothing.
+        """
+        if not self._is_fresh:
+            as_read = {"metadata": {"resourceVersion": self.raw["metadata"]["resourceVersion"]}}
+            self.around.client.patch(KIND, self.namespace, self.name, as_read)
+            self._is_fresh = True
 
     def _workers(self, kind: str) -> list[Object]:
         """The run's workers of that kind."""
@@ -293,7 +318,7 @@ class KubernetesPlatform:
     def _observe_serving(self, run: OptimizationRun, pods: list[Object], now: datetime) -> ServingObservation | None:
         settings = self.around.settings
         asked = pods_to_ask(self._deployment, pods)
-        return observe_serving(
+        seen = observe_serving(
             self._deployment,
             pods,
             self.around.asking.servers(asked, with_sidecar=serving.hot_loads(run, settings)),
@@ -303,6 +328,19 @@ class KubernetesPlatform:
             now=now,
             settings=settings,
         )
+        missing = self._missing(run) if seen is not None and seen.name else None
+        if missing is not None:
+            # Not what is wanted, whatever the pods say: it is made again.
+            return ServingObservation("", "starting", message=f"the {missing} is gone", reason="Incomplete")
+        return seen
+
+    def _missing(self, run: OptimizationRun) -> str | None:
+        """What servers stand on, and somebody has deleted: their address, or the list of their adapters."""
+        wanted = [("Service", names.serving_name(self.name))]
+        if serving.hot_loads(run, self.around.settings):
+            wanted.append(("ConfigMap", names.adapters_name(self.name)))
+        gone = (f"{kind} {name}" for kind, name in wanted if not self.around.client.get(kind, self.namespace, name))
+        return next(gone, None)
 
     def _observe_tasks(self, pods: list[Object], now: datetime) -> dict[str, TaskObservation]:
         by_task: dict[str, list[Object]] = {name: [] for name in self._jobs}
@@ -322,7 +360,8 @@ class KubernetesPlatform:
                 settings=self.around.settings,
             )
             if task is not None:
-                found[name] = task
+                lacks_request = task.waiting == "MissingConfigMap" and self._request(name) is None
+                found[name] = replace(task, lacks_request=lacks_request)
         return found
 
     def _events(self, thing: Object, now: datetime) -> list[Object]:
@@ -336,7 +375,7 @@ class KubernetesPlatform:
 
     def _serve(self, run: OptimizationRun, wanted: EnsureServing) -> None:
         owner, settings = self.owner(), self.around.settings
-        self._guard(run)
+        self.guard(run)
         for service in serving.services(run, owner):
             self._apply(service)
         hot_loads = serving.hot_loads(run, settings)
@@ -357,32 +396,37 @@ class KubernetesPlatform:
 
     def _stop_serving(self) -> None:
         if self._deployment is not None and self._deployment["spec"].get("replicas", 1) != 0:
-            self.around.client.patch("Deployment", self.namespace, names.serving_name(self.name), serving.STOPPED)
+            metadata = serving.STOPPED["metadata"] | _only(self._deployment)["metadata"]
+            stopped = {**serving.STOPPED, "metadata": metadata}
+            self.around.client.patch("Deployment", self.namespace, names.serving_name(self.name), stopped)
 
     def _stop_task(self, name: str) -> None:
         """Delete the Job in the foreground: it stays, and counts as running, until its pod has kept what it has."""
         job = self._jobs.get(name)
         if job is not None and not is_going(job):
             kind, holder = self._holder(name)
-            self.around.client.delete(kind, self.namespace, name_of(holder), propagation="Foreground")
-            self.around.client.delete("ConfigMap", self.namespace, name)
+            uid = holder["metadata"]["uid"]
+            self.around.client.delete(kind, self.namespace, name_of(holder), uid=uid, propagation="Foreground")
+            self._delete_request(name)
         self._jobs.pop(name, None)
+
+    def _request(self, name: str) -> Object | None:
+        return self._ours(self.around.client.get("ConfigMap", self.namespace, name))
+
+    def _delete_request(self, name: str) -> None:
+        """The ConfigMap of a task's request goes, unless it is a later run's of the same name."""
+        request = self._request(name)
+        if request is not None:
+            self.around.client.delete("ConfigMap", self.namespace, name, uid=request["metadata"]["uid"])
 
     def _start(self, run: OptimizationRun, action: StartTask) -> None:
         client, owner = self.around.client, self.owner()
-        self._guard(run)
+        self._check_fresh()
+        self.guard(run)
         self._apply(jobs.request_configmap(run, action.name, action.request, owner))
         job = jobs.worker_job(run, self.around.settings, action.name, action.request, owner, self.around.version)
         if not client.create(job):
             self._clear(job["kind"], client.get(job["kind"], self.namespace, name_of(job)))
-
-    def _guard(self, run: OptimizationRun) -> None:
-        """Network policies come before the pods that they are about."""
-        if self.around.settings.network_policy.enabled:
-            for policy in policies.network_policies(
-                run, self.around.settings, self.around.operator_namespace, self.owner()
-            ):
-                self._apply(policy)
 
     def _apply(self, body: Object) -> None:
         """Server-side apply, unless that is how it is: an apply that changes nothing may still wake every watcher."""
@@ -394,6 +438,8 @@ class KubernetesPlatform:
         if known is not None and _is_applied(known, body):
             return
         self._clear(body["kind"], known)
+        if known is not None:
+            body["metadata"] |= _only(known)["metadata"]
         self.around.client.apply(body)
 
     def _running_task(self, status: Status) -> str | None:
@@ -417,6 +463,11 @@ def _refusals(reason: str, what: str) -> Iterator[None]:
         if not is_wrong and error.status not in (FORBIDDEN, NOT_FOUND):  # 404: JobSet was removed meanwhile
             raise
         raise RefusedError(Blocked(reason, f"the cluster refuses {what}: {said}", is_permanent=is_wrong)) from error
+
+
+def _only(thing: Object) -> Object:
+    """Part of a patch: it is refused for another object of the same name."""
+    return {"metadata": {"uid": thing["metadata"]["uid"]}}
 
 
 def _is_applied(known: Object, body: Object) -> bool:

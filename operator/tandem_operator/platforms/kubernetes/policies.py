@@ -38,6 +38,9 @@ def network_policies(
     }
     workers = {"podSelector": {"matchLabels": names.selector(metadata.name, metadata.uid, names.WORKER)}}
     servers = {"podSelector": {"matchLabels": names.selector(metadata.name, metadata.uid, names.SERVING)}}
+    # The cleanup runs in the run's image, too, and wants no more than a worker may.
+    kinds = {"key": names.COMPONENT, "operator": "In", "values": [names.WORKER, names.CLEANUP]}
+    working = {"matchLabels": {names.RUN: metadata.name, names.RUN_UID: metadata.uid}, "matchExpressions": [kinds]}
     # Machines that train together choose their ports as they go.
     peers = [workers] if run.spec.training.backend == "jobset" else []
     outside = _outside(run, settings)
@@ -48,6 +51,7 @@ def network_policies(
             owner,
             names.serving_name(metadata.name),
             names.SERVING,
+            servers["podSelector"],
             ingress=[
                 {"from": [workers, operator], "ports": _tcp(names.VLLM_PORT)},
                 {"from": [operator], "ports": _tcp(names.ADAPTERS_PORT)},
@@ -59,6 +63,7 @@ def network_policies(
             owner,
             names.workers_name(metadata.name),
             names.WORKER,
+            working,
             ingress=[
                 {"from": [operator], "ports": _tcp(names.PROGRESS_PORT)},
                 *({"from": [peer]} for peer in peers),
@@ -74,19 +79,20 @@ def network_policies(
 
 
 def _policy(
-    run: OptimizationRun, owner: Object, name: str, component: str, *, ingress: list[Object], egress: list[Object]
+    run: OptimizationRun,
+    owner: Object,
+    name: str,
+    component: str,
+    pods: Object,
+    *,
+    ingress: list[Object],
+    egress: list[Object],
 ) -> Object:
-    metadata = run.metadata
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": names.child(run, name, component, owner),
-        "spec": {
-            "podSelector": {"matchLabels": names.selector(metadata.name, metadata.uid, component)},
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": ingress,
-            "egress": egress,
-        },
+        "spec": {"podSelector": pods, "policyTypes": ["Ingress", "Egress"], "ingress": ingress, "egress": egress},
     }
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-from tandem_api.adapters import DESIRED_KEY, ENV_ADAPTERS_DIR, ENV_DESIRED_ADAPTERS, DesiredAdapter, DesiredAdapters
+from tandem_api.adapters import (
+    DESIRED_KEY,
+    ENV_ADAPTERS_DIR,
+    ENV_DESIRED_ADAPTERS,
+    MAX_ADAPTERS,
+    DesiredAdapter,
+    DesiredAdapters,
+)
 from tandem_api.canonical import digest
 from tandem_api.contract import BASE_MODEL
 from tandem_api.v1alpha1 import OptimizationRun
@@ -68,7 +75,12 @@ def deployment(run: OptimizationRun, settings: OperatorSettings, wanted: EnsureS
         "kind": "Deployment",
         "metadata": {
             **names.child(run, names.serving_name(metadata.name), names.SERVING, owner),
-            "annotations": {names.SERVED_NAME: wanted.name, names.TEMPLATE: version, **restarts},
+            "annotations": {
+                names.SERVED_NAME: wanted.name,
+                names.SERVED_NAMES: ",".join(wanted.names),
+                names.TEMPLATE: version,
+                **restarts,
+            },
         },
         "spec": {
             "replicas": serving.replicas,
@@ -112,8 +124,14 @@ def desired_adapters(wanted: EnsureServing) -> DesiredAdapters:
     """What every replica is to hold."""
     if wanted.adapter is None:
         return DesiredAdapters(adapters=())
-    adapter = DesiredAdapter(name=wanted.name, uri=wanted.adapter.uri, sha256=wanted.adapter.sha256)
-    return DesiredAdapters(adapters=(adapter,))
+    folder = wanted.adapter
+    numbers = (None,) if folder.adapters is None else range(folder.adapters)
+    return DesiredAdapters(
+        adapters=tuple(
+            DesiredAdapter(name=name, uri=folder.uri, sha256=folder.sha256, number=number)
+            for name, number in zip(wanted.names, numbers, strict=True)
+        )
+    )
 
 
 def adapters_configmap(run: OptimizationRun, wanted: EnsureServing, owner: Object) -> Object:
@@ -132,6 +150,9 @@ def _vllm(run: OptimizationRun, settings: OperatorSettings, wanted: EnsureServin
     command += ["--port", str(names.VLLM_PORT), "--shutdown-timeout", str(DRAIN_SECONDS)]
     if reload:
         command += ["--served-name", BASE_MODEL, "--mode", "reload", "--rank", str(_highest_rank(run))]
+        if spec.has_own_adapters:
+            # As many as there may be: the server is not started anew once the predictors' number is known.
+            command += ["--adapters", str(MAX_ADAPTERS)]
     else:
         command += ["--served-name", wanted.name, "--mode", wanted.mode]
         if wanted.adapter is not None:

@@ -61,12 +61,14 @@ def observe_serving(
 ) -> ServingObservation | None:
     """The server as it is; None when there is none and none of its pods is left. `answers` are by pod name.
 
-    Ready means: as many pods as are wanted are ready, and each of them has said that it serves the wanted name.
+    Ready means: as many pods as are wanted are ready, and each of them has said that it serves the wanted names.
     """
     pods = [pod for pod in pods if not has_ended(pod)]
     wanted = (deployment or {}).get("spec", {}).get("replicas", 0) if deployment and not is_going(deployment) else 0
     notes = (deployment or {"metadata": {}})["metadata"].get("annotations") or {}
     name, restart = notes.get(names.SERVED_NAME, ""), int(notes.get(names.RESTARTS) or 0)
+    # A Deployment of the release before this one has no list.
+    served = frozenset((notes.get(names.SERVED_NAMES) or name).split(","))
     if not wanted:
         if not pods:
             return None
@@ -74,7 +76,7 @@ def observe_serving(
         return ServingObservation("", "starting", message=f"waiting for {left} to end", reason="Stopping")
     current = _current(deployment, pods)
     ready = [pod for pod in current if holds(pod, "Ready")]
-    serving = [pod for pod in ready if name in answers.get(name_of(pod), Answer()).models]
+    serving = [pod for pod in ready if served <= answers.get(name_of(pod), Answer()).models]
     if len(serving) >= wanted:
         return ServingObservation(name, "ready", url=url, restart=restart)
 
@@ -85,9 +87,9 @@ def observe_serving(
         return ServingObservation(name, "failed", message=message, permanent=permanent, restart=restart)
 
     for pod in current:
-        refused = answers.get(name_of(pod), Answer()).refused.get(name)
-        if refused is not None:
-            return failed(f"the adapter {name!r} cannot be loaded: {refused}", permanent=True)
+        refused = answers.get(name_of(pod), Answer()).refused
+        for each in sorted(served & refused.keys()):
+            return failed(f"the adapter {each!r} cannot be loaded: {refused[each]}", permanent=True)
         crashed = _crash(pod)
         if crashed is not None and crashed[1]:
             return failed(crashed[0], permanent=crashed[1] == "permanent")

@@ -29,9 +29,9 @@ _STARTING_INTERVAL, _READY_INTERVAL = 0.25, 2.0
 class Probe:
     """Asks a server again and again, in a thread of its own, so that no slow answer ever holds up the engine."""
 
-    def __init__(self, port: int, name: str) -> None:
+    def __init__(self, port: int, names: tuple[str, ...]) -> None:
         self._port = port
-        self._name = name
+        self._names = frozenset(names)
         self._ready = threading.Event()
         self._ended = threading.Event()
         self._last_healthy = time.monotonic()
@@ -40,7 +40,7 @@ class Probe:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has listed the wanted model."""
+        """Whether it has listed all that is wanted."""
         return self._ready.is_set()
 
     @property
@@ -66,7 +66,7 @@ class Probe:
             body = answer.read()
             if answer.status != 200:
                 return False
-            return self.is_ready or self._name in {model["id"] for model in json.loads(body)["data"]}
+            return self.is_ready or self._names <= {model["id"] for model in json.loads(body)["data"]}
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
             return False
         finally:
@@ -122,7 +122,7 @@ class Serving:
         child = spawn(
             Launch("serving", self._commands.server(launch), environment, self._workdir.path, log), self._workdir.path
         )
-        probe = Probe(launch.port, launch.name)
+        probe = Probe(launch.port, wanted.names)
         self._server = _Server(wanted, launch, child, probe, float(spec.serving.startup_timeout_seconds))
 
     def stop(self) -> bool:

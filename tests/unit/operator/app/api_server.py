@@ -34,6 +34,7 @@ class ApiServer:
         """Whether watches say nothing any more."""
         self._objects: dict[tuple[str, str, str], Object] = {}
         self._events: list[tuple[int, str, Object]] = []
+        self._specs: list[str] = []
         self._version = 100
         self._generation = 0
         self._loop = asyncio.new_event_loop()
@@ -60,14 +61,17 @@ class ApiServer:
         path.write_text(yaml.safe_dump(document))
         return path
 
-    def put(self, plural: str, name: str, namespace: str = "team", labels: dict[str, str] | None = None) -> str:
-        """Create or change an object; its new version."""
+    def put(
+        self, plural: str, name: str, namespace: str = "team", labels: dict[str, str] | None = None, spec: str = "{}"
+    ) -> str:
+        """Create or change an object; its new version. `spec` is JSON, which is not looked into."""
         with_this = (plural, namespace, name)
         kind = "ADDED" if with_this not in self._objects else "MODIFIED"
         self._version += 1
         metadata = {"name": name, "namespace": namespace, "uid": f"{plural}-{name}", "labels": labels or {}}
         metadata["resourceVersion"] = str(self._version)
-        self._objects[with_this] = {"metadata": metadata}
+        self._specs.append(spec)
+        self._objects[with_this] = {"metadata": metadata, "spec": f"@{len(self._specs) - 1}@"}
         self._events.append((self._version, kind, {"plural": plural, **self._objects[with_this]}))
         return str(self._version)
 
@@ -133,7 +137,8 @@ class ApiServer:
         if request.query.get("watch") == "true":
             return await self._watch(request, plural, namespace, int(request.query["resourceVersion"]))
         items = [o for (p, n, _), o in sorted(self._objects.items()) if p == plural and namespace in (None, n)]
-        return web.json_response({"items": items, "metadata": {"resourceVersion": str(self._version)}})
+        listed = {"items": items, "metadata": {"resourceVersion": str(self._version)}}
+        return web.json_response(text=self._text(listed))
 
     async def _watch(self, request: web.Request, plural: str, namespace: str | None, since: int) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -147,10 +152,16 @@ class ApiServer:
                     and namespace in (None, event["metadata"]["namespace"])
                 ):
                     since = version
-                    line = {"type": kind, "object": {"metadata": event["metadata"]}}
-                    await response.write(json.dumps(line).encode() + b"\n")
+                    thing = {key: value for key, value in event.items() if key != "plural"}
+                    await response.write(self._text({"type": kind, "object": thing}).encode() + b"\n")
             await asyncio.sleep(0.02)
         return response
+
+    def _text(self, document: Object) -> str:
+        text = json.dumps(document)
+        for number, spec in enumerate(self._specs):
+            text = text.replace(f'"@{number}@"', spec)
+        return text
 
     async def _get_lease(self, request: web.Request) -> web.Response:
         found = self.leases.get(request.match_info["name"])

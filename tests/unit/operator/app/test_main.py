@@ -98,6 +98,23 @@ def test_after_a_pause_longer_than_its_lease_it_dies_without_another_pass(
     assert "has lost the leadership" in child.log.read_text()
 
 
+def test_a_run_with_very_deep_json_does_not_keep_the_others_from_being_looked_after(
+    server: ApiServer, tmp_path: Path, children: list[Child]
+) -> None:
+    """Python reads JSON of at most a thousand objects in each other, API servers of ten thousand: one such run of one
+    user ended the list and the watch of all runs, and with them the operator, again and again."""
+    deep = '{"a":' * 9_900 + "1" + "}" * 9_900
+    server.put("optimizationruns", "deep", spec=f'{{"program": {deep}}}')
+    child = Child(server, tmp_path)
+    children.append(child)
+    until(lambda: child.has_worked() and {"team/reviews", "team/deep"} <= {*child.calls.read_text().split()}, 60)
+    server.put("optimizationruns", "deeper", spec=f'{{"program": {deep}}}')
+    server.put("optimizationruns", "later")
+    until(lambda: {"team/deeper", "team/later"} <= {*child.calls.read_text().split()}, 60)
+    assert child.process.poll() is None
+    assert "RecursionError" not in child.log.read_text()
+
+
 def environment(tmp_path: Path, text: str | None) -> dict[str, str]:
     path = tmp_path / "settings.yaml"
     if text is not None:

@@ -6,9 +6,10 @@ import pytest
 from tests.unit.operator.kubernetes.cluster import refusal
 from tests.unit.operator.kubernetes.conftest import clock  # noqa: F401 - a fixture that all tests here use
 from tests.unit.operator.kubernetes.controllers import ordinary
-from tests.unit.operator.kubernetes.world import World, leftovers, manifest
+from tests.unit.operator.kubernetes.world import World, leftovers, manifest, settings
 
 from tandem_api.v1alpha1.run import KIND
+from tandem_operator.app.deletion import LIMIT_SECONDS
 from tandem_operator.platforms.kubernetes import names
 from tandem_operator.platforms.kubernetes.names import FINALIZER
 from tandem_trainer.cleanup import parse as parse_cleanup
@@ -54,6 +55,32 @@ def test_a_status_that_another_version_wrote_is_not_overwritten():
     world.look()
     assert world.run["status"] == {"steps": "all"}
     assert ("Warning", "InvalidSpec", 1) in world.events()
+
+
+def test_a_run_whose_spec_cannot_be_stored_says_so_and_begins_when_it_can():
+    """The ConfigMap with the accepted spec comes before everything else. Where a quota refused it each pass failed, and
+    the run had no condition at all."""
+    world = World(manifest(strategy="p"))
+    is_full = True
+
+    def admit(verb: str, thing: dict[str, object]) -> None:
+        if is_full and (verb, thing["kind"]) == ("create", "ConfigMap"):
+            raise refusal(403, "Forbidden", "exceeded quota: objects, limited: count/configmaps=3")
+
+    world.cluster.admission = admit
+    found = world.look()
+    assert found.requeue_seconds == 15
+    condition = world.condition("Succeeded")
+    assert (condition.status, condition.reason) == ("False", "InvalidSpec")
+    assert condition.message == (
+        "spec: the cluster refuses the ConfigMap reviews-spec with the spec that was accepted: "
+        "exceeded quota: objects, limited: count/configmaps=3"
+    )
+    # It is tried again, and nothing is told twice.
+    assert {*world.quiet_writes(passes=3)} == {"create ConfigMap reviews-spec"}
+    is_full = False
+    world.finish()
+    assert world.succeeded == ("True", "Completed")
 
 
 @pytest.mark.parametrize("change", [{"strategy": "p"}, {"strategy": "p -> x"}, {"seed": 7}, {"storage": None}])
@@ -187,6 +214,28 @@ def test_a_cleanup_that_fails_lets_the_run_go_and_says_what_stays():
     world.until(is_gone, limit=60)
     assert "the Job reviews-cleanup failed" in told(world)
     assert f"s3://bucket/runs/team/reviews/{uid}/" in told(world)
+
+
+def test_a_cleanup_is_not_collected_before_its_end_was_seen():
+    """With `jobTtlSeconds: 0` it went at once, was begun again and again, and the run stayed until the limit."""
+    world = World(manifest(strategy="p", **DELETE), settings(jobTtlSeconds=0))
+    world.finish()
+    world.cluster.remove(world.run)
+    world.until(is_gone, limit=15)
+    assert world.created("Job").count("reviews-cleanup") == 1
+    assert not any(e["reason"] == "StorageNotRemoved" for e in world.cluster.all("Event"))
+
+
+def test_a_cleanup_that_does_not_end_holds_the_run_no_longer_than_the_limit():
+    world = deleted()
+    is_cleanup = lambda pod: pod["metadata"]["labels"][names.COMPONENT] == names.CLEANUP  # noqa: E731
+    world.controllers.hold = lambda pod: {"phase": "Pending"} if is_cleanup(pod) else None
+    world.until(lambda w: w.pods(names.CLEANUP), limit=15)
+    assert not is_gone(world)
+    world.cluster.pass_time(LIMIT_SECONDS)
+    world.until(is_gone, limit=15)
+    assert f"within {LIMIT_SECONDS} s" in told(world)
+    assert world.cluster.find("Job", "reviews-cleanup") is None
 
 
 def test_a_namespace_that_goes_takes_no_new_jobs():

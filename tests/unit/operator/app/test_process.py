@@ -211,8 +211,7 @@ def test_a_watch_that_has_died_silently_is_found_out(server: ApiServer, monkeypa
 
     async def story(operator: Operator, stop: asyncio.Event) -> None:
         await until_async(lambda: world.calls)
-        await asyncio.sleep(0.5)
-        assert operator.vitals().unseen == 0
+        await until_async(lambda: operator.vitals().unseen == 0)
         server.is_mute = True
         before = len(world.calls)
         server.put("optimizationruns", "reviews")

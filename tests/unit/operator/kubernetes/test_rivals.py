@@ -134,7 +134,8 @@ def test_what_others_made_under_our_names_is_told_and_never_deleted(way):
     assert told.reason == ("InvalidSpec" if way == "spec" else "NameTaken")
     assert f"{kind} {name!r}" in told.message
     # It is asked for again, and nothing else is written.
-    assert {*world.quiet_writes()} <= {f"create {kind} {name}"}
+    # The patch changes nothing: it proves that the run is as it was read.
+    assert {*world.quiet_writes()} <= {f"create {kind} {name}", "patch OptimizationRun reviews"}
     world.cluster.remove(world.run)
     world.turns(4)
     assert world.cluster.find(kind, name) is theirs
@@ -203,6 +204,61 @@ def test_servers_that_are_taken_away_by_hand_come_back(how):
     assert world.created("Job").count("reviews-1p-optimize-1") == 1
 
 
+@pytest.mark.parametrize(("kind", "name"), [("Service", "reviews-serving"), ("ConfigMap", "reviews-adapters")])
+def test_what_servers_stand_on_comes_back_when_it_is_deleted_by_hand(kind, name):
+    """It was made with the servers only: without their address every call failed until the attempts were used up."""
+    serving = {"adapters": "reload", "resources": {"limits": {"nvidia.com/gpu": 1}}}
+    world = World(manifest(strategy="w", serving=serving))
+    world.controllers.script = waiting_script(world, "evaluate")
+    world.until(lambda w: w.works("evaluate"))
+    server, worker = world.pods(names.SERVING)[0], world.pods(names.WORKER)[0]
+    world.cluster.remove(world.cluster.find(kind, name))
+    world.turns(3)
+    assert world.cluster.find(kind, name) is not None
+    assert world.condition("ServingReady").status == "True"
+    assert [world.pods(names.SERVING)[0], world.pods(names.WORKER)[0]] == [server, worker]
+    assert world.quiet_writes() == []
+
+
+def test_a_request_that_is_deleted_before_its_pod_starts_comes_back():
+    """The pod waited for it until it was given up, and the run failed."""
+    world = World(manifest(strategy="p"))
+    missing = {"reason": "CreateContainerConfigError", "message": 'configmap "reviews-1p-optimize-1" not found'}
+    waits = [{"name": "worker", "ready": False, "state": {"waiting": missing}}]
+
+    def hold(pod):
+        is_here = world.cluster.find("ConfigMap", "reviews-1p-optimize-1") is not None
+        is_ours = pod["metadata"]["labels"].get(names.TASK) == "reviews-1p-optimize-1"
+        return {"phase": "Pending", "containerStatuses": waits} if is_ours and not is_here else None
+
+    world.controllers.hold = hold
+    world.until(lambda w: w.cluster.find("Job", "reviews-1p-optimize-1") is not None)
+    (job,) = (job for job in world.cluster.all("Job") if job["metadata"]["name"] == "reviews-1p-optimize-1")
+    uid = job["metadata"]["uid"]
+    world.cluster.remove(world.cluster.find("ConfigMap", "reviews-1p-optimize-1"))
+    world.until(lambda w: w.works("optimize"))
+    assert world.cluster.find("Job", "reviews-1p-optimize-1")["metadata"]["uid"] == uid
+    assert world.finish().succeeded == ("True", "Completed")
+    assert all(stage.failures == 0 for step in world.status.steps for stage in step.stages)
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_servers_that_somebody_scales_up_are_left_as_they_are(replicas):
+    """An autoscaler would scale them again at once: there is no end to such a fight."""
+    world = World(manifest(strategy="p"))
+    world.controllers.script = waiting_script(world, "optimize")
+    world.until(lambda w: w.works("optimize"))
+    deployment = world.cluster.find("Deployment", "reviews-serving")
+    world.cluster.change(deployment, {**deployment, "spec": {**deployment["spec"], "replicas": replicas}})
+    world.turns(8)
+    assert world.cluster.find("Deployment", "reviews-serving")["spec"]["replicas"] == replicas
+    assert world.condition("ServingReady").status == "True"
+    assert world.quiet_writes() == []
+    world.controllers.script = ordinary
+    world.finish()
+    assert world.succeeded == ("True", "Completed")
+
+
 def waiting_script(world: World, stage: str):
     """Workers of `stage` go on for ever."""
     usual = world.controllers.script
@@ -238,3 +294,51 @@ def test_an_event_that_occurs_again_is_counted():
     world.run["status"] = {}
     world.look()
     assert ("Normal", "StepStarted", 2) in world.events()
+
+
+def test_what_is_refused_once_is_tried_again_before_the_run_fails():
+    """A webhook may answer anything while it is being replaced."""
+    world, refused = World(manifest(strategy="p")), []
+
+    def admit(verb, thing):
+        if verb == "create" and thing["kind"] == "Job" and thing["metadata"]["name"] not in refused:
+            refused.append(thing["metadata"]["name"])
+            raise refusal(422, "Invalid", "no")
+
+    world.cluster.admission = admit
+    assert world.finish().succeeded == ("True", "Completed")
+    assert len(refused) == 4
+
+
+def test_nothing_of_a_later_run_is_deleted_by_an_operator_that_still_sees_the_earlier_one():
+    """Time travel (Sieve): the operator, started anew, reads from an API server that lags behind a deletion and a
+    creation under the same name. Whatever is there then belongs to no run that it sees."""
+    world = World(manifest(strategy="p"))
+    world.controllers.script = waiting_script(world, "optimize")
+    world.until(lambda w: w.works("optimize"))
+    earlier = copied(world.run)
+    world.cluster.remove(world.run)
+    for kind in ("Deployment", "Service", "ConfigMap", "Job", "Pod"):  # the garbage collector
+        for thing in world.cluster.all(kind):
+            world.cluster.gone(thing)
+    world.cluster.add(copied(manifest(strategy="p")))
+    world.until(lambda w: w.works("optimize"))
+    before, reads = uids(world), world.cluster.get
+    assert before
+
+    def lagging(kind, namespace, name):
+        return copied(earlier) if kind == earlier["kind"] else reads(kind, namespace, name)
+
+    world.cluster.get = lagging
+    world.turns(8)
+    assert uids(world) == before
+    world.cluster.get = reads
+    world.controllers.script = ordinary
+    assert world.finish().succeeded == ("True", "Completed")
+    assert set(world.created("Job")) == set(world.created("Job")[-4:])
+
+
+def uids(world: World) -> dict[str, str]:
+    """Everything that there is for a run."""
+    kinds = ("Deployment", "Service", "ConfigMap", "Job", "Pod")
+    return {f"{kind} {t['metadata']['name']}": t["metadata"]["uid"] for kind in kinds for t in world.cluster.all(kind)}

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.pod_security import violations
 
 from tandem_api.errors import ConfigurationError
 from tandem_api.v1alpha1.podtemplate import problems
-from tandem_api.v1alpha1.podtemplate_fields import VOLUME_SOURCES
 from tandem_operator.platforms.kubernetes.template import merge
 
 OURS: dict[str, Any] = {
@@ -313,35 +313,6 @@ ALLOWED_PATCH = objects(
 )
 
 
-def restricted(template: dict[str, Any]) -> list[str]:
-    """What the restricted Pod Security profile would say against the pod, as far as our pods and patches go."""
-    return list(_violations(template["spec"]))
-
-
-def _violations(pod: dict[str, Any]) -> Iterator[str]:
-    context = pod.get("securityContext", {})
-    for name in ("hostNetwork", "hostPID", "hostIPC"):
-        if pod.get(name):
-            yield name
-    for volume in pod.get("volumes", []):
-        if set(volume) - {"name"} - set(VOLUME_SOURCES):
-            yield f"volume {volume}"
-    if context.get("runAsNonRoot") is not True or context.get("runAsUser") == 0:
-        yield "root"
-    if context.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"):
-        yield "seccomp"
-    if context.get("sysctls"):
-        yield "sysctls"
-    for container in [*pod["containers"], *pod.get("initContainers", [])]:
-        own = container.get("securityContext", {})
-        if own.get("allowPrivilegeEscalation") is not False or own.get("privileged"):
-            yield f"privileges of {container['name']}"
-        if own.get("capabilities", {}).get("drop") != ["ALL"] or own["capabilities"].get("add"):
-            yield f"capabilities of {container['name']}"
-        if own.get("runAsUser") == 0 or own.get("runAsNonRoot") is False:
-            yield f"root in {container['name']}"
-
-
 def lost(ours: Any, merged: Any, path: str = "") -> Iterator[str]:
     """Where `merged` does not say what `ours` says; lists of ours must be in it item by item."""
     if isinstance(ours, dict):
@@ -393,9 +364,9 @@ def test_the_arguments_stay_as_they_are_and_the_result_is_the_same_again(patches
 
 @given(PATCH | ALLOWED_PATCH)
 def test_a_patch_without_problems_leaves_the_pod_restricted(patch):
-    assert restricted(OURS) == []
+    assert violations(OURS) == []
     if not problems(patch):
-        assert restricted(merge(OURS, patch)) == []
+        assert violations(merge(OURS, patch)) == []
 
 
 @pytest.mark.parametrize(
@@ -411,5 +382,5 @@ def test_a_patch_without_problems_leaves_the_pod_restricted(patch):
     ],
 )
 def test_the_check_for_restricted_sees_what_merging_alone_lets_through(patch):
-    assert restricted(merge(OURS, {"spec": patch})) != []
+    assert violations(merge(OURS, {"spec": patch})) != []
     assert problems({"spec": patch}) != []

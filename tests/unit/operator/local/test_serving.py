@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.operator.local.children import living, nothing_left, python, scripted_server, small_run, until
+from tests.unit.operator.local.children import SERVER, living, nothing_left, python, scripted_server, small_run, until
 
 from tandem_api.errors import ConfigurationError
 from tandem_api.v1alpha1.status import Artifact
@@ -65,6 +65,22 @@ def test_a_server_is_ready_once_it_lists_the_wanted_model(tmp_path: Path) -> Non
     assert fixture.serving.stop()
     assert fixture.serving.observe() is None
     assert not fixture.serving.stop()
+
+
+def test_a_server_of_several_adapters_is_ready_once_it_lists_them_all(tmp_path: Path) -> None:
+    listed, asked = tmp_path / "listed", tmp_path / "asked"
+    listed.write_text("small-bbbb-0")
+    names = f'open({str(asked)!r}, "a").write("x") and [{{"id": name}} for name in open(sys.argv[2]).read().split()]'
+    server = SERVER.replace('[{"id": sys.argv[2]}]', names)
+    fixture = Fixture(tmp_path)
+    commands = Commands(server=lambda launch: python(server, str(launch.port), str(listed)))
+    fixture.serving = Serving(fixture.workdir, commands, fixed_port=None)
+    fixture.ensure(EnsureServing("small-bbbb", ADAPTER.model_copy(update={"adapters": 2}), "reload"))
+    until(lambda: asked.exists() and len(asked.read_text()) > 3)
+    assert fixture.seen().state == "starting"
+    listed.write_text("small-bbbb-0 small-bbbb-1")
+    assert fixture.settle().state == "ready"
+    fixture.serving.stop()
 
 
 def test_asking_again_for_what_is_served_changes_nothing(tmp_path: Path) -> None:

@@ -16,22 +16,52 @@ from aiohttp import web
 from tests.memory_store import MemoryStore
 
 from tandem_api.adapters import AdaptersReport, DesiredAdapter, DesiredAdapters
+from tandem_api.contract import served_names
+from tandem_trainer.adapters.canary import CANARY_FILE, Canary, CanaryRow
 from tandem_trainer.adapters.loop import Settings, Sidecar
+from tandem_trainer.adapters.predictors import write_predictors
 from tandem_trainer.adapters.server import application
 from tandem_trainer.adapters.vllm import VLLM
 from tandem_trainer.lora.servable import CONFIG_FILE, WEIGHTS_FILE
 
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+#: What `FakeVLLM.logprob` has to be for the adapter, and for the base model.
+RIGHT, BASE = -0.5, -3.0
+CANARY = Canary(
+    rows=tuple(CanaryRow(tokens=(1, 2, n), prompt_tokens=2, base=(BASE,), adapter=(RIGHT,)) for n in (3, 4))
+)
 
 
-def put_adapter(store: MemoryStore, folder: Path, name: str = "run", **config: Any) -> DesiredAdapter:
+def put_adapter(
+    store: MemoryStore, folder: Path, name: str = "run", canary: Canary | None = None, **config: Any
+) -> DesiredAdapter:
     """An adapter of that configuration in the store; other names, other bytes."""
     source = folder / f"source-{name}"
     source.mkdir()
     (source / CONFIG_FILE).write_text(json.dumps({**CONFIG, **config}))
     (source / WEIGHTS_FILE).write_bytes(name.encode())
+    if canary is not None:
+        (source / CANARY_FILE).write_text(canary.model_dump_json())
     artifact = store.put_folder(f"runs/{name}/adapter/", source)
     return DesiredAdapter(name=f"{name}-{artifact.sha256[:16]}", uri=artifact.uri, sha256=artifact.sha256)
+
+
+def put_several(store: MemoryStore, folder: Path, count: int, canary: Canary | None = None) -> list[DesiredAdapter]:
+    """Adapters of so many predictors in one folder of the store."""
+    source = folder / "source-several"
+    for number in range(count):
+        (source / str(number)).mkdir(parents=True)
+        (source / str(number) / CONFIG_FILE).write_text(json.dumps(CONFIG))
+        (source / str(number) / WEIGHTS_FILE).write_bytes(str(number).encode())
+        if canary is not None:
+            (source / str(number) / CANARY_FILE).write_text(canary.model_dump_json())
+    write_predictors(source, tuple(f"predictor-{number}" for number in range(count)))
+    artifact = store.put_folder("runs/several/adapter/", source)
+    names = served_names("run-several", artifact.model_copy(update={"adapters": count}))
+    return [
+        DesiredAdapter(name=name, uri=artifact.uri, sha256=artifact.sha256, number=number)
+        for number, name in enumerate(names)
+    ]
 
 
 class FakeVLLM:
@@ -45,8 +75,12 @@ class FakeVLLM:
         self.tells = True
         """Whether /metrics holds vLLM's own."""
         self.refusal: Callable[[str], web.Response | None] = lambda name: None
+        self.scores: Callable[[str], float | web.Response] = lambda name: RIGHT
+        """The log-probability of every token under an adapter's name, or another answer to that question."""
         self.calls: list[tuple[str, str]] = []
         """(load or unload, name)."""
+        self.asked: list[str] = []
+        """The names of completion calls."""
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -56,6 +90,7 @@ class FakeVLLM:
                 web.get("/health", self._health),
                 web.get("/v1/models", self._list),
                 web.get("/metrics", self._metrics),
+                web.post("/v1/completions", self._complete),
                 web.post("/v1/load_lora_adapter", self._load),
                 web.post("/v1/unload_lora_adapter", self._unload),
             ]
@@ -82,6 +117,18 @@ class FakeVLLM:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(text=metrics(self.running) if self.tells else "# nothing\n")
+
+    async def _complete(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        name = body["model"]
+        self.asked.append(name)
+        if name not in self.models:
+            return error(404, f"The model `{name}` does not exist.")
+        score = self.scores(name)
+        if isinstance(score, web.Response):
+            return score
+        told = [{str(token): {"logprob": score}} for token in body["prompt"][1:]]
+        return web.json_response({"model": name, "choices": [{"text": "", "prompt_logprobs": [None, *told]}]})
 
     async def _load(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -204,7 +251,7 @@ class Pod:
         assert (status == 200) == AdaptersReport.model_validate_json(text).ready
         return status == 200
 
-    async def until(self, condition: Callable[[AdaptersReport], bool], seconds: float = 10) -> AdaptersReport:
+    async def until(self, condition: Callable[[AdaptersReport], bool], seconds: float = 50) -> AdaptersReport:
         """The first status for which the condition holds."""
         deadline = time.monotonic() + seconds
         while not condition(found := await self.status()):

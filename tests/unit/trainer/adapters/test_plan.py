@@ -18,6 +18,7 @@ from tandem_trainer.adapters.plan import (
     Memory,
     Observed,
     Problem,
+    Prove,
     Remove,
     Trouble,
     Unload,
@@ -67,11 +68,62 @@ def test_the_api_and_the_launcher_agree_on_how_many_there_may_be() -> None:
 def test_first_the_files_then_vllm() -> None:
     assert actions(wanted(A), UP, memory()) == [Fetch(A)]
     assert actions(wanted(A), UP, memory(A)) == [Load(A)]
-    assert actions(wanted(A), listing(A), memory(A)) == []
+    assert actions(wanted(A), listing(A), memory(A)) == [Prove(A)]
+    assert actions(wanted(A), listing(A), memory(A, proofs={A: True})) == []
 
 
-def test_what_is_loaded_from_the_right_folder_needs_nothing_even_if_we_know_nothing_of_it() -> None:
-    assert actions(wanted(A), listing(A), memory()) == []
+def test_adapters_of_one_folder_are_fetched_one_after_another_and_loaded_at_once() -> None:
+    first, second = (A.model_copy(update={"name": f"{A.name}-{n}", "number": n}) for n in (0, 1))
+    both = wanted(first, second)
+    assert actions(both, UP, memory()) == [Fetch(first)]
+    assert actions(both, UP, memory(underway=frozenset({first.name}))) == []
+    assert actions(both, UP, memory(first)) == [Load(first), Fetch(second)]
+    assert actions(both, UP, memory(first, underway=frozenset({first.name}))) == [Fetch(second)]
+    assert actions(both, UP, memory(first, second)) == [Load(first), Load(second)]
+    roots = {first.name: f"{FOLDER}/{A.sha256}/0", second.name: f"{FOLDER}/{A.sha256}/1"}
+    there, proven = replace(UP, roots=roots), memory(first, second, proofs={first: True, second: True})
+    assert actions(both, there, proven) == [] and report(both, there, proven).ready
+    # Each from its own subfolder: the other one's is a conflict.
+    swapped = replace(UP, roots={first.name: roots[second.name], second.name: roots[first.name]})
+    assert not report(both, swapped, memory(first, second, proofs={first: True, second: True})).ready
+
+
+def test_adapters_of_several_predictors_are_unloaded_and_their_folder_stays_while_one_is_registered() -> None:
+    roots = {f"{A.name}-{n}": f"{FOLDER}/{A.sha256}/{n}" for n in (0, 1)}
+    assert actions(wanted(), replace(UP, roots=roots), memory()) == [Unload(name) for name in sorted(roots)]
+    lying = (A.sha256, *(adapter(100 + n).sha256 for n in range(KEPT_FOLDERS)))
+    registered = replace(UP, roots={f"{A.name}-1": roots[f"{A.name}-1"]}, activity=IDLE)
+    removed = [one for one in actions(wanted(), registered, memory(folders=lying)) if isinstance(one, Remove)]
+    assert removed == [Remove(adapter(100).sha256)]
+
+
+def test_what_is_loaded_from_the_right_folder_needs_a_proof_only_even_if_we_know_nothing_of_it() -> None:
+    assert actions(wanted(A), listing(A), memory()) == [Prove(A)]
+
+
+def test_what_vllm_does_not_really_answer_with_is_unloaded_and_loaded_again_after_a_while() -> None:
+    trouble = after(None, Problem("counted", "answers with the base model"), now=100.0)
+    wrong = memory(A, proofs={A: False}, troubles={A: trouble})
+    assert actions(wanted(A), listing(A), wrong) == [Unload(A.name)]
+    found = report(wanted(A), listing(A), wrong)
+    assert not found.ready and found.loaded == () and found.failed[0].message == "answers with the base model"
+    unloaded = replace(wrong, proofs={})
+    assert actions(wanted(A), UP, unloaded, now=100.5) == []
+    assert actions(wanted(A), UP, unloaded, now=101.0) == [Load(A)]
+    given_up = replace(wrong, troubles={A: replace(trouble, permanent=True)})
+    assert actions(wanted(A), listing(A), given_up, now=1000.0) == [Unload(A.name)]
+
+
+def test_a_proof_that_could_not_be_had_is_asked_for_again_after_a_while() -> None:
+    busy = memory(A, troubles={A: after(None, Problem("passing", "its canary: vLLM answered 503"), now=100.0)})
+    assert actions(wanted(A), listing(A), busy, now=100.5) == []
+    assert actions(wanted(A), listing(A), busy, now=101.0) == [Prove(A)]
+    assert not report(wanted(A), listing(A), busy).ready
+
+
+def test_a_load_that_was_given_up_and_that_vllm_lists_after_all_is_proven() -> None:
+    given_up = Trouble("no answer", permanent=True, retry_at=100.0, tries=5, counted=5)
+    assert actions(wanted(A), listing(A), memory(A, troubles={A: given_up})) == [Prove(A)]
 
 
 def test_files_are_fetched_while_vllm_starts_and_loaded_when_it_is_up() -> None:
@@ -156,7 +208,7 @@ def test_old_files_are_removed_oldest_first_and_only_if_nobody_can_need_them() -
     # The oldest is wanted, the second is listed: the next two go.
     desired, observed = wanted(adapter(0)), listing(adapter(0), adapter(1))
     busy = replace(observed, activity=Activity(1, frozenset({adapter(1).name})))
-    lying = memory(folders=folders)
+    lying = memory(folders=folders, proofs={adapter(0): True})
     assert actions(desired, replace(observed, activity=IDLE), lying) == [
         Unload(adapter(1).name),
         Remove(folders[2]),
@@ -207,9 +259,10 @@ def test_only_what_vllm_lists_counts_as_loaded(
 
 def test_the_report_tells_of_every_wanted_adapter_once() -> None:
     trouble = Trouble("size mismatch", permanent=True, retry_at=0.0, tries=5, counted=5)
-    found = report(wanted(A, B, C), listing(A), memory(A, troubles={A: trouble, B: trouble}))
+    known = memory(A, troubles={A: trouble, B: trouble}, proofs={A: True})
+    found = report(wanted(A, B, C), listing(A), known)
     assert not found.ready
-    assert found.loaded == (A.name,), "what is loaded has no trouble any more"
+    assert found.loaded == (A.name,), "what is proven has no trouble any more"
     assert [(failure.name, failure.permanent) for failure in found.failed] == [(B.name, True)]
     assert [(waiting.name, waiting.message) for waiting in found.pending] == [
         (C.name, "it is being fetched from s3://bucket/12/")
@@ -219,7 +272,9 @@ def test_the_report_tells_of_every_wanted_adapter_once() -> None:
 
 def test_it_is_ready_when_all_are_loaded_and_vllm_is_up() -> None:
     assert report(wanted(), UP, memory()).ready
-    assert report(wanted(A), listing(A, B), memory()).ready, "more than is wanted does no harm"
+    assert report(wanted(A), listing(A, B), memory(proofs={A: True})).ready, "more than is wanted does no harm"
+    unproven = report(wanted(A), listing(A), memory())
+    assert (unproven.ready, unproven.message) == (False, f"{A.name}: it is loaded, and vLLM is asked for its canary")
     assert not report(wanted(), DOWN, memory()).ready
     assert report(wanted(), DOWN, memory()).message == DOWN.message
     unreadable = report("x.json cannot be read", UP, memory())

@@ -10,9 +10,10 @@ import pytest
 from tests.memory_store import MemoryStore
 from tests.scripted_lm.server import ScriptedServer
 
-from tandem_api.canonical import digest
+from tandem_api.canonical import canonical_json, digest, sha256_hex
 from tandem_api.contract import Endpoint, Prompts, StageResult
 from tandem_api.errors import DataError
+from tandem_api.store.s3 import MANIFEST
 from tandem_api.v1alpha1 import Spec
 from tandem_api.v1alpha1.status import SELECT_STAGES, Artifact
 from tandem_trainer.evaluate.examples import load_splits
@@ -32,8 +33,13 @@ def answers(request: dict[str, Any]) -> str:
     return " yes" if number < int(name.split("-")[1]) else " no"
 
 
+def manifest(name: str) -> bytes:
+    """The list of an adapter's files; there is no canary among them."""
+    return canonical_json({"adapter_model.safetensors": digest(name)}).encode()
+
+
 def adapter(name: str) -> Artifact:
-    return Artifact(uri=f"s3://bucket/adapters/{name}/", sha256=digest(name))
+    return Artifact(uri=f"s3://bucket/adapters/{name}/", sha256=sha256_hex(manifest(name)))
 
 
 @dataclass
@@ -56,7 +62,9 @@ class Step:
 
     def context(self, stage: str, name: str, **fields: Any) -> Any:
         endpoint = Endpoint(url=self.server.url, model=name, adapter=adapter(name))
-        return self.make(stage, **{"endpoint": endpoint, "best_stage": self.best, **fields})
+        context = self.make(stage, **{"endpoint": endpoint, "best_stage": self.best, **fields})
+        context.store.put(f"adapters/{name}/{MANIFEST}", manifest(name))
+        return context
 
     def calls(self, name: str) -> int:
         """How many calls the adapter has had."""

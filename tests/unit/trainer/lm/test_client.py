@@ -12,6 +12,7 @@ from tests.scripted_lm.server import Answer, Fault, ScriptedServer
 
 from tandem_api.contract import Endpoint
 from tandem_api.errors import AdapterMissingError, ConfigurationError, ServingError
+from tandem_api.v1alpha1.status import Artifact
 from tandem_trainer.lm.budget import TokenBudget
 from tandem_trainer.lm.client import (
     SUSPECT_AFTER,
@@ -68,6 +69,67 @@ def test_a_completions_call_carries_the_prompt_and_the_sampling() -> None:
     assert request["endpoint"] == "completions"
     wanted = {"prompt": "say hello", "model": "base", "seed": 7, "stop": ["\n\n"], "temperature": 0.5, "max_tokens": 8}
     assert {key: request[key] for key in wanted} == wanted
+
+
+SEVERAL = Artifact(uri="s3://b/adapter/", sha256="a" * 64, adapters=2)
+
+
+def with_adapters(server: ScriptedServer, work: Callable[[LMClient], Awaitable[T]]) -> T:
+    """Run `work` with a client whose endpoint has the adapters of two predictors."""
+
+    async def run() -> T:
+        endpoint = Endpoint(url=server.url, model="run-1", adapter=SEVERAL)
+        async with LMClient(
+            endpoint, concurrency=2, request_timeout_seconds=5, unavailable_timeout_seconds=0.2, backoff=NO_WAIT
+        ) as client:
+            return await work(client)
+
+    return asyncio.run(run())
+
+
+def test_a_call_of_no_predictor_with_an_adapter_goes_to_the_base_model() -> None:
+    async def ask(client: LMClient) -> list[str]:
+        await client.check_model()
+        calls = (client, client.named("run-1-0"), client.named("run-1-1"))
+        return [(await each.complete(call())).text for each in calls]
+
+    with ScriptedServer(lambda request: request["model"], models=("base", "run-1-0", "run-1-1")) as server:
+        assert with_adapters(server, ask) == ["base", "run-1-0", "run-1-1"]
+
+
+def test_every_adapter_must_be_served_and_the_base_model_too() -> None:
+    for missing in range(3):
+        names = ["base", "run-1-0", "run-1-1"]
+        wanted = names.pop(missing)
+        with (
+            ScriptedServer(models=names) as server,
+            pytest.raises(AdapterMissingError, match=f"does not serve .*'{wanted}'"),
+        ):
+            with_adapters(server, lambda client: client.check_model())
+
+
+def test_an_answer_in_the_name_of_another_adapter_is_refused_though_that_one_is_well() -> None:
+    def answer(request: dict[str, Any]) -> str | Fault:
+        return Fault(wrong_model="run-1-0") if request["model"] == "run-1-1" else "fine"
+
+    async def ask(client: LMClient) -> None:
+        well, other = client.named("run-1-0"), client.named("run-1-1")
+
+        async def go_on() -> None:
+            while True:
+                await well.complete(call())
+
+        going = asyncio.create_task(go_on())
+        try:
+            await asyncio.wait_for(other.complete(call()), 30)
+        finally:
+            going.cancel()
+
+    with (
+        ScriptedServer(answer, models=("base", "run-1-0", "run-1-1")) as server,
+        pytest.raises(AdapterMissingError, match=r"'run-1-1' after .*in the name of 'run-1-0'"),
+    ):
+        with_adapters(server, ask)
 
 
 def test_a_chat_call_carries_its_messages() -> None:

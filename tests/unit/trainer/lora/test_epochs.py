@@ -53,7 +53,7 @@ def test_every_earlier_epochs_adapter_is_kept_in_the_same_form_as_the_last(
     last = world.store.objects[f"{world.prefix}adapter/adapter_config.json"]
     files = [fetched(world, one, tmp_path / str(one.epoch)) for one in result.epochs]
     for found in files:
-        assert found.keys() == {"adapter_config.json", "adapter_model.safetensors"}
+        assert found.keys() == {"adapter_config.json", "adapter_model.safetensors", "canary.json"}
         assert found["adapter_config.json"] == last
         assert json.loads(found["adapter_config.json"])["base_model_name_or_path"] == world.model_dir.as_uri()
     weights = [found["adapter_model.safetensors"] for found in files]

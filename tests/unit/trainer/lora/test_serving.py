@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from tests.memory_store import MemoryStore
-from tests.unit.trainer.lora.test_adapter import write_random_adapter
+from tests.unit.trainer.lora.test_adapter import SETTINGS, write_random_adapter
 
 from tandem_api.errors import EXIT_CONFIGURATION, EXIT_PERMANENT, EXIT_RETRYABLE, ConfigurationError
 from tandem_api.v1alpha1.status import Artifact
 from tandem_trainer import serving
+from tandem_trainer.adapters.predictors import write_predictors
 from tandem_trainer.lora.merge import merged_path
 from tandem_trainer.serving import Options, Prepared, parse, prepare, vllm_command, vllm_environment
 
@@ -56,7 +57,9 @@ def test_a_merged_adapter_is_served_under_its_own_name_and_no_other() -> None:
 
 def test_an_adapter_that_vllm_applies_has_the_wanted_name_and_the_base_another() -> None:
     options = parse([*BASE, "--mode", "reload", *ADAPTER])
-    given = flags(vllm_command(options, Prepared(Path("/m"), Path("/cache/adapters/a"), rank=32), on_cpu=False))
+    given = flags(
+        vllm_command(options, Prepared(Path("/m"), {"reviews": Path("/cache/adapters/a")}, rank=32), on_cpu=False)
+    )
     assert given["--served-model-name"] == "base"
     assert given["--lora-modules"] == "reviews=/cache/adapters/a"
     assert given["--max-lora-rank"] == "32"
@@ -200,7 +203,43 @@ def test_a_rolled_out_adapter_is_served_under_the_next_rank(stored: Stored, mode
     prepared = prepare(stored.options(model_dir, "rollout"), tmp_path / "cache")
     assert prepared.rank == 8
     assert prepared.model == model_dir
-    assert prepared.adapter == tmp_path / "cache" / "adapters" / stored.adapter.sha256
+    assert prepared.adapters == {"n": tmp_path / "cache" / "adapters" / stored.adapter.sha256}
+
+
+def put_two_predictors(stored: Stored, model_dir: Path, folder: Path) -> None:
+    """In the place of the stored adapter: one of rank 2, one of rank 12, and whose they are."""
+    for number, rank in enumerate((2, 12)):
+        write_random_adapter(model_dir, folder / str(number), SETTINGS.model_copy(update={"rank": rank}))
+    write_predictors(folder, ("hop[0].generate", "answer"))
+    stored.adapter = stored.store.put_folder("runs/adapters/", folder)
+
+
+@pytest.mark.parametrize("mode", ["rollout", "reload"])
+def test_adapters_of_several_predictors_are_served_at_once_each_under_a_name_of_its_own(
+    mode: str, stored: Stored, model_dir: Path, tmp_path: Path
+) -> None:
+    put_two_predictors(stored, model_dir, tmp_path / "several")
+    options = stored.options(model_dir, mode)
+    prepared = prepare(options, tmp_path / "cache")
+    folder = tmp_path / "cache" / "adapters" / stored.adapter.sha256
+    assert prepared.adapters == {"n-0": folder / "0", "n-1": folder / "1"}
+    assert prepared.rank == 16, "the next above the highest"
+    command = vllm_command(options, prepared, on_cpu=False)
+    at = command.index("--lora-modules")
+    assert command[at + 1 :] == [f"n-0={folder / '0'}", f"n-1={folder / '1'}"]
+    assert (flags(command)["--max-loras"], flags(command)["--served-model-name"]) == ("2", "base")
+
+
+def test_adapters_of_several_predictors_cannot_be_merged(stored: Stored, model_dir: Path, tmp_path: Path) -> None:
+    put_two_predictors(stored, model_dir, tmp_path / "several")
+    with pytest.raises(ConfigurationError, match="holds adapters of 2 predictors"):
+        prepare(stored.options(model_dir, "merged"), tmp_path / "cache")
+
+
+def test_a_reloading_server_has_room_for_the_adapters_that_it_is_told_of() -> None:
+    options = parse([*BASE, "--mode", "reload", "--adapters", "8"])
+    given = flags(vllm_command(options, Prepared(Path("/m")), on_cpu=False))
+    assert (given["--max-loras"], given["--max-cpu-loras"]) == ("8", "8")
 
 
 def failing_main(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

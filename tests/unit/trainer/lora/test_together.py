@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 from tests.unit.trainer.lora.test_training import World
+from tests.unit.trainer.lora.tiny import trace
 
 from tandem_api.contract import StageResult
 from tandem_api.errors import ConfigurationError, PreemptedError, TandemError
@@ -48,6 +49,21 @@ def assert_same_adapter(one: World, other: World) -> None:
 def alone(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[World, StageResult]:
     world = World(model_dir, tmp_path_factory.mktemp("alone"), optimizer=TWO)
     return world, world.run()
+
+
+@pytest.mark.usefixtures("two_processes")
+def test_two_processes_train_one_adapter_after_another(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [trace(number, predictor=name) for name in ("answer", "search") for number in range(8)]
+    own = {"dropout": "0", "epochs": 1, "adapters": "per-predictor"}
+    together = make_world(optimizer=own, rows=rows)
+    result = together.run()
+    assert result.adapter is not None and result.adapter.adapters == 2 and result.facts["processes"] == 2
+    monkeypatch.delenv(ENV_PROCESSES)
+    alone = make_world(optimizer=own, rows=rows)
+    alone.run()
+    assert torch.allclose(torch.tensor(losses(together)), torch.tensor(losses(alone)), atol=2e-4)
 
 
 @pytest.mark.usefixtures("two_processes")

@@ -16,6 +16,7 @@ from tests.unit.trainer.lora.tiny import trace
 
 from tandem_api.contract import StageRequest, StageResult, StorageRef
 from tandem_api.errors import ConfigurationError, DataError, PreemptedError, StorageUnavailableError
+from tandem_api.records import TraceRow
 from tandem_api.v1alpha1 import Spec
 from tandem_api.v1alpha1.status import Artifact
 from tandem_trainer.context import StageContext
@@ -45,6 +46,8 @@ class World:
     tmp_path: Path
     optimizer: dict[str, Any] = field(default_factory=dict)
     traces: int = 20
+    rows: list[TraceRow] | None = None
+    """In the place of so many traces of one predictor."""
     store: MemoryStore = field(default_factory=MemoryStore)
     stop_at: int | None = None
     """The optimizer step during which SIGTERM comes; 0: before the model is loaded."""
@@ -89,7 +92,7 @@ class World:
             spec=spec,
             storage=StorageRef(bucket="bucket"),
             weight_optimizer=spec.weight_optimizer,
-            traces=write_traces(self.store, "traces.jsonl.zst", [trace(n) for n in range(self.traces)]),
+            traces=write_traces(self.store, "traces.jsonl.zst", self.rows or [trace(n) for n in range(self.traces)]),
             **self.request_fields,
         )
 
@@ -249,6 +252,70 @@ def test_a_stop_whose_checkpoint_cannot_be_kept_is_no_preemption(make_world: Cal
     world.store.on_put = refuse
     with pytest.raises(StorageUnavailableError):
         world.run()
+
+
+def two_predictors() -> list[TraceRow]:
+    """12 traces of `answer`, 10 of `hop[0].generate`, 3 of `repair`."""
+    counts = {"answer": 12, "hop[0].generate": 10, "repair": 3}
+    return [trace(number, predictor=name) for name, count in counts.items() for number in range(count)]
+
+
+def each(world: World) -> dict[str, bytes]:
+    """The weights of every predictor's adapter."""
+    index = json.loads(world.store.objects[f"{world.prefix}adapter/predictors.json"])
+    return {
+        name: world.store.objects[f"{world.prefix}adapter/{number}/adapter_model.safetensors"]
+        for number, name in enumerate(index["predictors"])
+    }
+
+
+@pytest.fixture(scope="module")
+def two_adapters(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[World, StageResult]:
+    world = World(model_dir, tmp_path_factory.mktemp("two"), {"adapters": "per-predictor"}, rows=two_predictors())
+    return world, world.run()
+
+
+def test_each_predictor_gets_an_adapter_of_its_own_rows(
+    two_adapters: tuple[World, StageResult], make_world: Callable[..., World]
+) -> None:
+    world, result = two_adapters
+    assert result.adapter is not None and result.adapter.adapters == 2
+    found = each(world)
+    assert list(found) == ["answer", "hop[0].generate"], "`repair` has too few traces"
+    # Each is what a training on its rows alone makes, whatever the others are.
+    for name, weights in found.items():
+        alone = make_world(rows=[row for row in two_predictors() if row.calls[0].predictor == name])
+        alone.run()
+        assert alone.store.objects[f"{world.prefix}adapter/adapter_model.safetensors"] == weights
+    config = json.loads(world.store.objects[f"{world.prefix}adapter/1/adapter_config.json"])
+    assert config["r"] == 4
+    assert result.facts["rows"] == 11 + 9
+    assert str(result.facts["adapter.1"]).startswith("hop[0].generate: 9 rows, loss ")
+    steps = [line["step"] for line in world.log()]
+    assert steps == sorted(steps), "one curve, in which the steps are counted on"
+
+
+@pytest.mark.parametrize(
+    "killed", ["checkpoints/0/epoch-2/", "checkpoints/1/epoch-1/", "adapter/1/", "predictors.json"]
+)
+def test_a_training_of_several_adapters_killed_anywhere_ends_with_the_same(
+    killed: str, two_adapters: tuple[World, StageResult], make_world: Callable[..., World]
+) -> None:
+    world = make_world(optimizer={"adapters": "per-predictor"}, rows=two_predictors())
+
+    def kill(key: str) -> None:
+        if killed in key:
+            raise KeyboardInterrupt
+
+    world.store.on_put = kill
+    with pytest.raises(KeyboardInterrupt):
+        world.run()
+    world.store.on_put = lambda key: None
+    world.reports.clear()
+    result = world.run()
+    assert result.adapter == two_adapters[1].adapter and each(world) == each(two_adapters[0])
+    if killed in ("adapter/1/", "predictors.json"):
+        assert result.facts["resumed_from_step"] == result.facts["steps"], "no step is done twice"
 
 
 def test_a_training_on_other_rows_starts_afresh(make_world: Callable[..., World]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import dspy
 import pytest
@@ -51,6 +52,28 @@ def test_the_adapter_is_served_under_the_name_that_the_snippet_calls() -> None:
     ]  # fmt: skip
     assert '"hosted_vllm/reviews-adapter"' in found.python and "temperature=0, max_tokens=16" in found.python
     assert max(len(line) for line in found.serve.splitlines()) < 60
+
+
+def test_adapters_of_several_predictors_are_served_together_and_the_snippet_gives_each_its_own() -> None:
+    facts = replace(whole(), owners=("hop[0].generate", "answer"))
+    found = handover(facts)
+    assert words(found.serve)[3:] == [
+        "--enable-lora", "--max-lora-rank=32", "--max-loras=2", "--lora-modules", "reviews-adapter-0=./adapter/0",
+        "reviews-adapter-1=./adapter/1",
+    ]  # fmt: skip
+    assert '"hosted_vllm/org/small-7b"' in found.python, "what has no adapter goes to the base model"
+    # The last lines, on a program of these predictors.
+    predictors = {name: dspy.Predict("a -> b") for name in ("hop[0].generate", "answer", "check")}
+    lm = dspy.LM("hosted_vllm/org/small-7b", api_base="http://localhost:8000/v1", api_key="none")
+    source = found.python[found.python.index("adapters = {") : found.python.index("print(")]
+    with dspy.context(lm=lm):
+        exec(source, {"dspy": dspy, "program": SimpleNamespace(named_predictors=predictors.items)})
+    models = {name: predictor.lm.model if predictor.lm else None for name, predictor in predictors.items()}
+    assert models == {
+        "hop[0].generate": "hosted_vllm/reviews-adapter-0",
+        "answer": "hosted_vllm/reviews-adapter-1",
+        "check": None,
+    }
 
 
 def test_without_an_adapter_the_base_model_is_served_as_it_is() -> None:

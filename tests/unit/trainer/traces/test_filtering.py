@@ -97,3 +97,21 @@ def test_calls_of_a_predictors_own_model_become_no_rows() -> None:
     assert [[each.predictor for each in row.calls] for row in rows] == [["answer"]]
     assert (counts.passed, counts.kept, counts.unparsed) == (1, 1, 0)
     assert dict(counts.rows) == {"search": 0, "answer": 1}
+
+
+def test_a_predictor_lacks_traces_only_if_it_is_called() -> None:
+    runs = [
+        run("a", 0, 1.0, "ok", call("x", "search"), call("y", "search"), call("right")),
+        run("b", 0, 1.0, "ok", call("right")),
+        run("c", 0, 0.0, "ok", call("wrong", "repair"), call("wrong")),
+    ]
+    _, counts = select_traces(runs, settings(), ["search", "answer", "idle"], vanilla)
+    # Two calls in one trace are one trace; what is called in a failing run alone is called all the same.
+    assert counts.traces == (("search", 1), ("answer", 2), ("repair", 0))
+    assert counts.below(1) == (("repair", 0),) and counts.below(2) == (("search", 1), ("repair", 0))
+
+
+def test_a_predictor_with_a_model_of_its_own_lacks_no_traces() -> None:
+    own = call("a query", "search").model_copy(update={"own_lm": True})
+    _, counts = select_traces([run("a", 0, 1.0, "ok", own, call("right"))], settings(), ["search", "answer"], vanilla)
+    assert counts.traces == (("answer", 1),)

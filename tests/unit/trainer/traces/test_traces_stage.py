@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.scripted_lm.server import Fault, ScriptedServer
-from tests.scripted_stage import MODEL, TWO_HOPS, ScriptedStage, asked, helped_by_demos, hopping
+from tests.scripted_stage import MODEL, REPAIRED, TWO_HOPS, ScriptedStage, asked, helped_by_demos, hopping
 
 from tandem_api.contract import StageResult
 from tandem_api.errors import PreemptedError
@@ -136,6 +136,38 @@ def test_every_real_call_of_every_predictor_is_kept_and_counted(stage: ScriptedS
     assert len(rows[0].vanilla) == 3
     facts = {name: result.facts[f"rows.{name}"] for name in ("search", "answer", "idle")}
     assert facts == {"search": 24, "answer": 12, "idle": 0}
+
+
+@pytest.mark.parametrize(("minimum", "outcome"), [(0, "done"), (12, "done"), (13, "skipped")])
+def test_too_few_traces_of_a_predictor_skip_the_step_with_the_counts_of_each(
+    stage: ScriptedStage, minimum: int, outcome: str
+) -> None:
+    stage.program, stage.server.lm.answer = TWO_HOPS, hopping
+    stage.optimizer = {"traces": {"minTraces": 1, "minPerPredictor": minimum}}
+    result = stage.run()
+    # The predictor `idle` is never called: it is no reason.
+    assert (result.outcome, result.traces is not None) == (outcome, outcome == "done")
+    if outcome == "skipped":
+        assert result.reason == "TooFewTraces" and result.message is not None
+        assert "traces.minPerPredictor" in result.message and "search in 12, answer in 12;" in result.message
+
+
+def test_a_predictor_that_no_passing_run_calls_skips_the_step_by_default(stage: ScriptedStage) -> None:
+    stage.program, stage.server.lm.answer = REPAIRED, helped_by_demos
+    result = stage.run()
+    assert (result.outcome, result.reason) == ("skipped", "TooFewTraces")
+    assert result.message is not None and "answer in 6, repair in 0" in result.message
+
+
+def test_adapters_of_their_own_leave_out_the_predictors_with_too_few_traces(stage: ScriptedStage) -> None:
+    stage.program, stage.server.lm.answer = REPAIRED, helped_by_demos
+    own = {"adapters": "per-predictor", "traces": {"minTraces": 1, "minPerPredictor": 6}}
+    stage.optimizer = own
+    result = stage.run()
+    assert result.outcome == "done" and result.traces is not None
+    assert result.message is not None and result.message.endswith("repair (0)")
+    stage.optimizer = {**own, "traces": {"minTraces": 1, "minPerPredictor": 7}}
+    assert stage.run().outcome == "skipped", "no predictor has enough"
 
 
 def test_a_part_of_the_training_set_depends_on_the_seed(stage: ScriptedStage) -> None:
