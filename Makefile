@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 export HF_HUB_OFFLINE := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo examples test lint unit chart engine local faults cluster bench generate environment clean
+.PHONY: demo examples test lint unit chart engine local cluster test-faults bench generate environment clean
 
 environment:
 	@tools/environment
@@ -40,7 +40,8 @@ local: environment
 	$(PYTHON) -m pytest tests/local -q
 
 # A real API server without nodes; TANDEM_FAULTS=full for everything, which takes hours.
-faults: environment
+# Faults on a real API server with scripted pods; all of them with TANDEM_FAULTS=full.
+test-faults: environment
 	$(PYTHON) -m pytest tests/faults -q
 
 # A real Kubernetes on this machine, brought up for the tests and taken down after them.
