@@ -224,6 +224,9 @@ def vllm_environment(options: Options, environment: Mapping[str, str], *, on_cpu
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(cores),
+            # vLLM compiles what it needs for log-probabilities also in eager mode, and images have no C++ compiler: the
+            # first call for them, the canary's, would be the engine's end.
+            "TORCHDYNAMO_DISABLE": "1",
         }
     if options.mode == "reload":
         ours["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
