@@ -211,7 +211,8 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pod, di
     for name in ("one", "two", "wide", "alien", "forged"):
         artifact = store.put_folder(f"runs/{name}/adapter/", folder / name)
         found[name] = DesiredAdapter(name=f"{name}-{artifact.sha256[:16]}", uri=artifact.uri, sha256=artifact.sha256)
-    environment = clean | dict(storage.credentials) | {"AWS_ENDPOINT_URL": str(storage.ref.endpoint)}
+    # As in an image, there is no C++ compiler.
+    environment = clean | dict(storage.credentials) | {"AWS_ENDPOINT_URL": str(storage.ref.endpoint), "CXX": "none"}
     pod = Pod(folder, folder / "model", environment)
     pod.want()
     pod.start_vllm()
