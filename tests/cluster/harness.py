@@ -135,7 +135,7 @@ VALUES: dict[str, Any] = {
             "cacheVolume": {"persistentVolumeClaim": {"claimName": "tandem-cache"}},
             "podTemplate": MOUNTED,
         },
-        "startFailureSeconds": 15,
+        "startFailureSeconds": 30,  # a kubelet looks for what was missing every 10 to 20 s
         "unschedulableSeconds": 10,
         "pollSeconds": 2,
         "lease": {"durationSeconds": 4, "renewSeconds": 1},
