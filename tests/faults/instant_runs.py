@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -46,9 +46,8 @@ def _nameless(request: StageRequest) -> StageRequest:
 @contextmanager
 def kept_running(*operators: OperatorProcess) -> Iterator[None]:
     """Start operators, and start them anew whenever they end, as their Deployment would."""
-    is_over = threading.Event()
 
-    def keep() -> None:
+    def keep(is_over: threading.Event) -> None:
         pause = 1.0
         while not is_over.wait(pause):
             for operator in operators:
@@ -58,21 +57,16 @@ def kept_running(*operators: OperatorProcess) -> Iterator[None]:
 
     for operator in operators:
         operator.start()
-    keeper = threading.Thread(target=keep, name="keeper", daemon=True)
-    keeper.start()
-    try:
+    with _beside(keep):
         yield
-    finally:
-        is_over.set()
-        keeper.join()
 
 
 @contextmanager
 def poked(world: World, names: Iterable[str], seconds: float = 6.0) -> Iterator[None]:
     """Somebody writes to the runs now and then: a run whose passes fail in a row is then not left alone for minutes."""
-    is_over, names = threading.Event(), list(names)
+    names = list(names)
 
-    def poke() -> None:
+    def poke(is_over: threading.Event) -> None:
         number = 0
         while not is_over.wait(seconds):
             number += 1
@@ -82,13 +76,21 @@ def poked(world: World, names: Iterable[str], seconds: float = 6.0) -> Iterator[
                     note = {"metadata": {"annotations": {"tests/poke": str(number)}}}
                     world.api.patch(KIND, world.namespace, name, note)
 
-    poker = threading.Thread(target=poke, name="poker", daemon=True)
-    poker.start()
+    with _beside(poke):
+        yield
+
+
+@contextmanager
+def _beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """`work` in a thread of its own, until the end, which it is told by an event."""
+    is_over = threading.Event()
+    thread = threading.Thread(target=work, args=(is_over,), name=work.__name__, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         is_over.set()
-        poker.join()
+        thread.join()
 
 
 def wait_all(world: World, names: Iterable[str], seconds: float = RUN_SECONDS) -> None:

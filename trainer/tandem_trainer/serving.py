@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from tandem_api.adapters import MAX_ADAPTERS
 from tandem_api.contract import BASE_MODEL, ENV_CACHE, served_names
 from tandem_api.errors import EXIT_PREEMPTED, EXIT_RETRYABLE, ConfigurationError, TandemError
 from tandem_api.store import S3Store
@@ -40,7 +41,7 @@ LOOPBACK: Final = "127.0.0.1"
 #: CPU do not use more.
 CPU_CONTEXT: Final = 4096
 #: Adapters that a reloading server holds at once, registered ones included (vllm.md, V-6).
-MAX_CPU_LORAS: Final = 8
+MAX_CPU_LORAS: Final = MAX_ADAPTERS
 #: Credentials that only the launcher needs; the server's own environment has none.
 _CREDENTIALS: Final = ("AWS_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _USAGE: Final = "python -m tandem_trainer.serving --model URI --port N --served-name NAME [options] [-- vLLM arguments]"

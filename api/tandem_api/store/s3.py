@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 
 from tandem_api.canonical import canonical_json, sha256_hex
 from tandem_api.errors import DataError, StorageRefusedError, StorageUnavailableError, TandemError
-from tandem_api.store.protocol import ObjectInfo
+from tandem_api.store.protocol import ObjectInfo, ObjectStore
 from tandem_api.v1alpha1.status import Artifact
 
 if TYPE_CHECKING:
@@ -234,6 +234,14 @@ def file_sha256(path: Path) -> str:
     """The sha256 (hex) of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_files(store: ObjectStore, folder: Artifact) -> dict[str, str]:
+    """The files of a folder that was put into `store`, and their digests; verified.
+
+    Raises DataError when the list is missing or damaged, and the store's errors.
+    """
+    return _listed(store.fetch(Artifact(uri=f"{folder.uri}{MANIFEST}", sha256=folder.sha256)), folder.uri)
 
 
 def _listed(manifest: bytes, uri: str) -> dict[str, str]:

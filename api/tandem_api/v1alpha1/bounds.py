@@ -42,9 +42,8 @@ def _size_problem(spec: Any) -> tuple[str, str] | None:
     try:
         size = _size(spec)
     except ValueError:
-        return _unwritable_place(
-            spec
-        ), "holds a number or a text that JSON has not, such as NaN; write a finite number, or valid text"
+        wrong = "holds a number or a text that JSON has not, such as NaN; write a finite number, or valid text"
+        return _unwritable_place(spec), wrong
     if size <= MAX_BYTES:
         return None
     largest = max(spec, key=lambda name: _size(spec[name])) if isinstance(spec, dict) else ""

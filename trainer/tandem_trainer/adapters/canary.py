@@ -10,7 +10,6 @@ No torch here: `tandem_trainer.lora.canary` measures.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from tandem_api.contract import Message
 from tandem_api.store import ObjectStore
-from tandem_api.store.s3 import MANIFEST
+from tandem_api.store.s3 import folder_files
 from tandem_api.v1alpha1.status import Artifact
 
 #: In the adapter's folder. Adapters without it, older ones and other people's, are taken at their name.
@@ -96,7 +95,7 @@ def fetch_canaries(store: ObjectStore, adapter: Artifact) -> tuple[Canary, ...]:
 
     Raises DataError when the folder is missing or damaged, and the store's errors.
     """
-    sums = json.loads(store.fetch(Artifact(uri=f"{adapter.uri}{MANIFEST}", sha256=adapter.sha256)))
+    sums = folder_files(store, adapter)
     folders = [""] if adapter.adapters is None else [f"{number}/" for number in range(adapter.adapters)]
     return tuple(
         parse(store.fetch(Artifact(uri=f"{adapter.uri}{name}", sha256=sums[name]))) if name in sums else _ABSENT

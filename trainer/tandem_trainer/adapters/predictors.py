@@ -4,7 +4,6 @@ that says whose they are. Predictors' names, such as `hop[0].generate`, are no n
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -14,7 +13,7 @@ from tandem_api.canonical import canonical_json
 from tandem_api.contract import Endpoint, served_names
 from tandem_api.errors import DataError
 from tandem_api.store import ObjectStore
-from tandem_api.store.s3 import MANIFEST
+from tandem_api.store.s3 import folder_files
 from tandem_api.v1alpha1.status import Artifact
 
 
@@ -46,7 +45,7 @@ def fetch_predictors(store: ObjectStore, adapter: Artifact) -> tuple[str, ...]:
     Raises DataError when the folder is missing, damaged, or holds another number of adapters than its artifact says,
     and the store's errors.
     """
-    sums = json.loads(store.fetch(Artifact(uri=f"{adapter.uri}{MANIFEST}", sha256=adapter.sha256)))
+    sums = folder_files(store, adapter)
     uri = f"{adapter.uri}{PREDICTORS}"
     predictors = _parse(store.fetch(Artifact(uri=uri, sha256=sums[PREDICTORS])), uri) if PREDICTORS in sums else ()
     if len(predictors) != (adapter.adapters or 0):
