@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from tests.faults import binaries
 
+pytest_plugins = ["tests.cases"]
+
 # A shell that starts us in the background has us ignore Ctrl-C, and so would every process that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

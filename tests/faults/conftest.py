@@ -19,8 +19,6 @@ from tests.faults.zygote import Zygote
 from tandem_operator.platforms.local.storage import EmbeddedStorage, client
 from tandem_operator.platforms.local.workdir import Workdir
 
-_CASES: dict[str, tuple[int, int]] = {}
-
 
 def pytest_configure(config: pytest.Config) -> None:
     """The API server's certificate is one of its own making."""
@@ -63,30 +61,3 @@ def make_world(ground: Ground, request: pytest.FixtureRequest) -> Iterator[Calla
 def world(make_world: Callable[..., World]) -> World:
     """A world of this test's own. Its operator is not started yet."""
     return make_world()
-
-
-@pytest.fixture
-def record_cases() -> Callable[[str, int, int], None]:
-    """`record_cases(class_name, cases, survived)`: a line of the table at the session's end."""
-    return record
-
-
-def record(class_name: str, cases: int, survived: int) -> None:
-    """Add to a class's line of the table."""
-    known_cases, known_survived = _CASES.get(class_name, (0, 0))
-    _CASES[class_name] = (known_cases + cases, known_survived + survived)
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The one table: class, cases, survived, lost."""
-    if not _CASES:
-        return
-    width = max(len("class"), *map(len, _CASES))
-    terminalreporter.write_sep("=", "faults")
-    terminalreporter.write_line(f"{'class':{width}}  cases  survived  lost")
-    for name, (cases, survived) in [*_CASES.items(), ("all", _total())]:
-        terminalreporter.write_line(f"{name:{width}}  {cases:5}  {survived:8}  {cases - survived:4}")
-
-
-def _total() -> tuple[int, int]:
-    return sum(cases for cases, _ in _CASES.values()), sum(survived for _, survived in _CASES.values())

@@ -131,7 +131,7 @@ def drive(world: World, wanted: Callable[[str], When | None], seconds: float = 3
 def assert_same(world: World, calm: World, kills: int) -> None:
     """The same end, the same objects, one Job for each attempt, nothing extra, at most a batch paid twice a kill."""
     assert world.outcome() == calm.outcome()
-    assert world.objects() == calm.objects()
+    assert world.contents() == calm.contents()
     assert world.created_jobs == calm.created_jobs
     assert world.children() == calm.children()
     calls, wanted = world.calls(), calm.calls()

@@ -13,7 +13,6 @@ namespace only, so that several live side by side on one control plane.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import re
@@ -34,6 +33,7 @@ from tests.faults.operator_process import OperatorProcess
 from tests.faults.proxy import Answer, Call, FaultProxy, Forward
 from tests.faults.zygote import Zygote
 
+from tandem_api.canonical import sha256_hex
 from tandem_api.store import S3Store
 from tandem_api.v1alpha1.run import API_VERSION, KIND
 from tandem_operator.platforms.kubernetes import names
@@ -237,6 +237,10 @@ class World:
     def objects(self, run: str = "run", uid: str = "") -> dict[str, str]:
         """The keys of a run's objects and digests of what they hold, without times, addresses, uid and namespace.
         `uid`: of one that is no object of the API server."""
+        return {name: sha256_hex("\n".join(lines).encode()) for name, lines in self.contents(run, uid).items()}
+
+    def contents(self, run: str = "run", uid: str = "") -> dict[str, list[str]]:
+        """What `objects` makes digests of, in order."""
         uid = uid or self.run(run)["metadata"]["uid"]
         store = self.store
         found: dict[str, list[str]] = {}
@@ -245,7 +249,7 @@ class World:
             folder, is_ledger, _ = key.partition("/ledger/")
             name = self._bare(f"{folder}/ledger" if is_ledger else key, uid)
             found.setdefault(name, []).extend(self._comparable(key, store.get(key) or b"", uid))
-        return {name: hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest() for name, lines in found.items()}
+        return {name: sorted(lines) for name, lines in found.items()}
 
     def object(self, key: str) -> bytes:
         """One object."""

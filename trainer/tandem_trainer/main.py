@@ -36,6 +36,7 @@ from tandem_api.contract import (
 )
 from tandem_api.errors import EXIT_DONE, EXIT_RETRYABLE, ConfigurationError, DataError, PreemptedError, TandemError
 from tandem_api.store import ObjectStore, S3Store
+from tandem_api.store.s3 import BRIEFLY, PATIENTLY
 from tandem_api.v1alpha1.status import MAX_MESSAGE, Usage
 from tandem_trainer.cache import cache_folder
 from tandem_trainer.context import Meter, StageContext, Stopping
@@ -46,10 +47,21 @@ Stage = Callable[[StageContext], StageResult]
 
 def main() -> int:
     """Do the attempt that the environment describes. Returns the process's exit code; never raises."""
-    return work(lambda storage: S3Store(storage.bucket, storage.endpoint, storage.region))
+    return work(lambda request: S3Store(*place(request.storage), attempts=attempts(request)))
 
 
-def work(open_store: Callable[[StorageRef], ObjectStore]) -> int:
+def place(storage: StorageRef) -> tuple[str, str | None, str | None]:
+    """Bucket, endpoint and region of a run's store."""
+    return storage.bucket, storage.endpoint, storage.region
+
+
+def attempts(request: StageRequest) -> int:
+    """How often a worker asks the store. The check tells soon that it is not there; what comes after has more to lose
+    by ending than by waiting."""
+    return BRIEFLY if request.stage == "check" else PATIENTLY
+
+
+def work(open_store: Callable[[StageRequest], ObjectStore]) -> int:
     """`main`, with the object store that `open_store` gives."""
     stopping, meter = Stopping(), Meter()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -60,7 +72,7 @@ def work(open_store: Callable[[StorageRef], ObjectStore]) -> int:
         _serve_progress(progress, request)
         context = StageContext(
             request=request,
-            store=open_store(request.storage),
+            store=open_store(request),
             progress=progress,
             cache=cache_folder(),
             stopping=stopping,

@@ -32,7 +32,7 @@ class ObjectStore(Protocol):
         """`s3://bucket/key`."""
 
     def get(self, key: str) -> bytes | None:
-        """The object, or None when there is none."""
+        """The object, or None when there is none. Raises DataError when it is not what `put` wrote."""
 
     def put(self, key: str, data: bytes) -> Artifact:
         """Write an object; idempotent. Returns its URI and sha256."""

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 MANIFEST = "sha256sums.json"
 #: As many keys as S3 deletes in one request.
 DELETE_BATCH = 1000
+#: Requests that are sent for one call while the server cannot be had: for about 8 s, or for about five minutes.
+BRIEFLY, PATIENTLY = 5, 21
+#: Metadata of what `put` writes. What others wrote, such as the user's data, has none.
+_SHA256 = "sha256"
 
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 _NO_RIGHT = "the key has no right to this; grant it to read, write, list and delete under the bucket's prefix"
@@ -50,15 +54,20 @@ T = TypeVar("T")
 
 
 class S3Store:
-    """An `ObjectStore` in one bucket."""
+    """An `ObjectStore` in one bucket.
 
-    def __init__(self, bucket: str, endpoint: str | None = None, region: str | None = None) -> None:
+    `attempts`: how often a request is sent until the server that cannot be had is given up.
+    """
+
+    def __init__(
+        self, bucket: str, endpoint: str | None = None, region: str | None = None, *, attempts: int = BRIEFLY
+    ) -> None:
         self._bucket = bucket
         self._where = endpoint or "AWS"
         self._was_let_in = False
         # Checksums only where S3 demands them: other servers reject the trailers that boto3 adds by default.
         config = Config(
-            retries={"mode": "standard", "total_max_attempts": 5},
+            retries={"mode": "standard", "total_max_attempts": attempts},
             connect_timeout=5,
             read_timeout=60,
             max_pool_connections=16,
@@ -90,17 +99,24 @@ class S3Store:
     def get(self, key: str) -> bytes | None:
         def read() -> bytes | None:
             try:
-                return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+                answer = self._client.get_object(Bucket=self._bucket, Key=key)
+                data, sha256 = answer["Body"].read(), answer.get("Metadata", {}).get(_SHA256)
             except ClientError as error:
                 if _code(error) in _MISSING:
                     return None
                 raise
+            if sha256 not in (None, sha256_hex(data)):
+                raise DataError(f"{self.uri(key)} is damaged: its sha256 is not {sha256}, with which it was written")
+            return data
 
         return self._call("read", key, read)
 
     def put(self, key: str, data: bytes) -> Artifact:
-        self._call("write", key, lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=data))
-        return Artifact(uri=self.uri(key), sha256=sha256_hex(data))
+        sha256 = sha256_hex(data)
+        metadata = {_SHA256: sha256}
+        write = partial(self._client.put_object, Bucket=self._bucket, Key=key, Body=data, Metadata=metadata)
+        self._call("write", key, write)
+        return Artifact(uri=self.uri(key), sha256=sha256)
 
     def put_file(self, key: str, path: Path) -> Artifact:
         sha256 = file_sha256(path)

@@ -130,8 +130,24 @@ def test_a_file_that_is_not_there_is_no_fault_of_the_store(store, tmp_path):
 
 
 def test_a_put_names_the_object_by_its_content(store, s3):
-    s3.add_response("put_object", {}, {"Bucket": BUCKET, "Key": "a/b", "Body": b"data"})
+    written = {"Bucket": BUCKET, "Key": "a/b", "Body": b"data", "Metadata": {"sha256": sha256_hex(b"data")}}
+    s3.add_response("put_object", {}, written)
     assert store.put("a/b", b"data") == Artifact(uri="s3://runs/a/b", sha256=sha256_hex(b"data"))
+
+
+def test_an_object_that_comes_back_otherwise_than_it_was_written_is_not_believed(store, s3):
+    """A digit that flipped within a result or a journal was once taken for what had been measured."""
+    metadata = {"Metadata": {"sha256": sha256_hex(b'{"score": 0.5}')}}
+    s3.add_response("get_object", {**body(b'{"score": 0.5}'), **metadata})
+    assert store.get("a/b") == b'{"score": 0.5}'
+    s3.add_response("get_object", {**body(b'{"score": 0.7}'), **metadata})
+    with pytest.raises(DataError, match="s3://runs/a/b is damaged: its sha256 is not"):
+        store.get("a/b")
+
+
+def test_what_others_wrote_is_read_without_a_digest(store, s3):
+    s3.add_response("get_object", {**body(b"data"), "Metadata": {"owner": "somebody"}})
+    assert store.get("a/b") == b"data"
 
 
 def test_keys_are_listed_over_all_pages_in_lexical_order(store, s3):
@@ -227,7 +243,10 @@ def test_a_folder_is_uploaded_with_its_manifest_last(store, s3, tmp_path):
     manifest = canonical_json({"a": sha256_hex(b"1"), "sub/b": sha256_hex(b"2")}).encode()
     for key in ("f/a", "f/sub/b"):
         s3.add_response("put_object", {}, {"Bucket": BUCKET, "Key": key, "Body": ANY})
-    s3.add_response("put_object", {}, {"Bucket": BUCKET, "Key": f"f/{MANIFEST}", "Body": manifest})
+    metadata = {"sha256": sha256_hex(manifest)}
+    s3.add_response(
+        "put_object", {}, {"Bucket": BUCKET, "Key": f"f/{MANIFEST}", "Body": manifest, "Metadata": metadata}
+    )
     assert store.put_folder("f/", tmp_path) == Artifact(uri="s3://runs/f/", sha256=sha256_hex(manifest), count=2)
 
 

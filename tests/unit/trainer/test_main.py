@@ -76,7 +76,7 @@ class Worker:
         return self.stage(context)
 
     def work(self) -> int:
-        return main.work(lambda storage: self.store)
+        return main.work(lambda request: self.store)
 
     def said(self) -> Any:
         return parse_termination(self.termination.read_text())
@@ -289,6 +289,20 @@ def test_missing_request_variable_is_a_configuration_error(worker: Worker, monke
     monkeypatch.delenv("TANDEM_REQUEST_FILE")
     assert worker.work() == 42
     assert "TANDEM_REQUEST_FILE is not set" in worker.said().message
+
+
+@pytest.mark.parametrize(("stage", "sends"), [("check", 5), ("train", 21), ("evaluate", 21)])
+def test_a_worker_waits_for_minutes_for_a_store_that_is_gone_but_not_where_nothing_is_lost(
+    monkeypatch: pytest.MonkeyPatch, stage: str, sends: int
+) -> None:
+    """A store that was down for a minute once took all three attempts of a stage."""
+    opened: list[Any] = []
+    monkeypatch.setattr(main, "work", opened.append)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    main.main()
+    store = opened[0](REQUEST.model_copy(update={"stage": stage}))
+    assert store._client.meta.config.retries["total_max_attempts"] == sends
 
 
 def test_damaged_result_is_a_data_error(worker: Worker) -> None:

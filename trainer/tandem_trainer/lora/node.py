@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tandem_api.canonical import sha256_hex
-from tandem_api.contract import ENV_TERMINATION, StorageRef
+from tandem_api.contract import ENV_TERMINATION, StageRequest
 from tandem_api.errors import EXIT_DONE
 from tandem_api.store import S3Store
 from tandem_api.v1alpha1.status import Artifact
@@ -35,9 +35,9 @@ class ReadingStore(S3Store):
         return 0
 
 
-def open_reading(storage: StorageRef) -> ReadingStore:
+def open_reading(request: StageRequest) -> ReadingStore:
     """The attempt's bucket."""
-    return ReadingStore(storage.bucket, storage.endpoint, storage.region)
+    return ReadingStore(*worker.place(request.storage), attempts=worker.attempts(request))
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.unit.trainer.test_main import REQUEST
 
 from tandem_api.contract import StorageRef
 from tandem_trainer import main as worker
@@ -42,7 +43,8 @@ def test_only_a_failure_of_the_other_machines_is_told(
 
 def test_a_reading_store_sends_nothing(tmp_path: Path) -> None:
     # Nobody listens at this address: a request would fail.
-    store = node.open_reading(StorageRef(bucket="bucket", endpoint="http://127.0.0.1:9"))
+    storage = StorageRef(bucket="bucket", endpoint="http://127.0.0.1:9")
+    store = node.open_reading(REQUEST.model_copy(update={"storage": storage}))
     (tmp_path / "file").write_text("text")
     assert store.put("key", b"data").uri == "s3://bucket/key"
     assert store.put_folder("folder/", tmp_path).count == 1
