@@ -34,6 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     required = os.environ.get("TANDEM_REQUIRED_LAYERS", "").split()
     root = Path(__file__).parent
     for layer, distributions in NEEDS.items():
+        of_layer = [item for item in items if (root / layer) in item.path.parents]
+        if not of_layer:
+            continue
         missing = [name for name in distributions if not _is_installed(name)]
         reason = f"layer {layer} needs {', '.join(missing)}; to get it: {HOW}" if missing else ""
         if layer == "cluster" and not reason and not _can_have_a_cluster():
@@ -44,9 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         if layer in required:
             raise pytest.UsageError(reason)
-        for item in items:
-            if (root / layer) in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason=reason))
+        for item in of_layer:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def _can_have_a_cluster() -> bool:

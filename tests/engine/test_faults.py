@@ -7,6 +7,8 @@ import signal
 
 import pytest
 
+pytestmark = pytest.mark.case("one machine: server, store and input")
+
 
 @pytest.mark.parametrize(
     "faults",

@@ -166,7 +166,9 @@ def forks():
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_search_killed_at_random_moments_ends_as_the_undisturbed_one(optimizer, tmp_path, bucket, store, forks):
+def test_a_search_killed_at_random_moments_ends_as_the_undisturbed_one(
+    optimizer, tmp_path, bucket, store, forks, record_cases
+):
     s3, environment = bucket
 
     def search(name: str, server: ScriptedServer) -> Search:
@@ -201,3 +203,4 @@ def test_a_search_killed_at_random_moments_ends_as_the_undisturbed_one(optimizer
         assert max(paid_twice) <= BATCH
         assert server.lm.answered.keys() == wanted.keys(), "the killed search has asked other things"
     assert killed.outcome(store) == calm.outcome(store)
+    record_cases("one machine: searches killed", KILLS, KILLS)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tests.engine.world import CONCURRENCY, Engine
 
+pytestmark = pytest.mark.case("one machine: children and commands killed")
 #: A batch: the calls in flight, and as many again that may wait to be written (docs/local.md).
 BATCH = 2 * CONCURRENCY
 #: Kill points tried at the same time.
@@ -35,7 +36,7 @@ def assert_same_result(engine: Engine, undisturbed: Engine, *, kills: int = 1) -
 
 
 @pytest.mark.timeout(1200)
-def test_the_engine_killed_before_any_write_converges(undisturbed, tmp_path, bucket):
+def test_the_engine_killed_before_any_write_converges(undisturbed, tmp_path, bucket, record_cases):
     reference, writes = undisturbed
     s3, environment = bucket
     print(f"{writes} kill points")
@@ -54,6 +55,7 @@ def test_the_engine_killed_before_any_write_converges(undisturbed, tmp_path, buc
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         failures = [failure for failure in pool.map(try_point, range(writes)) if failure is not None]
+    record_cases("one machine: engine killed before a write", writes, writes - len(failures))
     assert not failures, "\n\n".join(failures)
 
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from tests.engine.world import CONCURRENCY, Engine
 
+pytestmark = pytest.mark.case("serving")
 #: What a server's faults may cost, beside times.
 COSTS = {"attempt", "attempts", "failures", "restarts", "serving"}
 FOR_EVER = 10**9

@@ -14,14 +14,10 @@ from tandem_api.v1alpha1.run import KIND, ManifestError, parse_run
 from tandem_operator.actions import EmitEvent
 from tandem_operator.app.queue import Outcome
 from tandem_operator.platforms.kubernetes import jobs, names
+from tandem_operator.platforms.kubernetes.children import Children, RefusedError, TryAgainError
 from tandem_operator.platforms.kubernetes.client import FORBIDDEN, NOT_FOUND
 from tandem_operator.platforms.kubernetes.events import post
-from tandem_operator.platforms.kubernetes.platform import (
-    KubernetesPlatform,
-    RefusedError,
-    Surroundings,
-    TryAgainError,
-)
+from tandem_operator.platforms.kubernetes.platform import KubernetesPlatform, Surroundings
 from tandem_operator.platforms.kubernetes.pod_state import has_ended, holds, is_going, time_of
 from tandem_operator.platforms.kubernetes.task_state import is_over
 
@@ -42,14 +38,14 @@ def finish_deletion(around: Surroundings, raw: Object) -> Outcome:
     if names.FINALIZER not in metadata.get("finalizers", []):
         return _GONE  # the garbage collector does the rest
     namespace, cleanup_name = metadata["namespace"], names.cleanup_name(metadata["name"])
-    KubernetesPlatform(around, raw).release()
-    ours = {names.RUN_UID: metadata["uid"], names.COMPONENT: names.WORKER}
+    children = Children(client, raw)
+    KubernetesPlatform(around, children).release()
     # The JobSet first: it would make its Job again.
     has_jobsets = (raw["spec"].get("training") or {}).get("backend") == "jobset"
     for kind in (names.JOBSET, "Job") if has_jobsets else ("Job",):
         # A cluster may have no JobSets (any more), or an operator no right to them: then there are none of ours.
         none_if = (FORBIDDEN, NOT_FOUND) if kind == names.JOBSET else ()
-        for job in client.list(kind, namespace, labels=ours, none_if=none_if):
+        for job in children.of_kind(kind, names.WORKER, none_if):
             if not is_over(job) and not is_going(job):
                 client.delete(kind, namespace, job["metadata"]["name"], uid=job["metadata"]["uid"])
     cleanup = client.get("Job", namespace, cleanup_name)
@@ -61,7 +57,7 @@ def finish_deletion(around: Surroundings, raw: Object) -> Outcome:
         if cleanup is not None:
             client.delete("Job", namespace, cleanup_name, uid=cleanup["metadata"]["uid"])
         return _give_up(around, raw, f"they could not be removed within {LIMIT_SECONDS} s")
-    if any(not has_ended(pod) for pod in client.list("Pod", namespace, labels=ours)):
+    if any(not has_ended(pod) for pod in children.of_kind("Pod", names.WORKER)):
         return Outcome(SOON_SECONDS, None)  # they may still write
     if cleanup is not None and labels.get(names.RUN_UID) != metadata["uid"]:
         client.delete("Job", namespace, cleanup_name, uid=cleanup["metadata"]["uid"])
@@ -83,7 +79,7 @@ def _begin(around: Surroundings, raw: Object) -> Outcome:
     if run is None or run.spec.storage is None:
         return _give_up(around, raw, "its spec cannot be read")
     try:
-        KubernetesPlatform(around, raw).guard(run)
+        KubernetesPlatform(around, Children(around.client, raw)).guard(run)
         around.client.create(jobs.cleanup_job(run, around.settings))
     except RefusedError as error:
         return _give_up(around, raw, str(error))

@@ -15,14 +15,10 @@ from tandem_operator.actions import EmitEvent
 from tandem_operator.app.deletion import SOON_SECONDS, finish_deletion
 from tandem_operator.app.queue import Outcome
 from tandem_operator.platforms.kubernetes import names
+from tandem_operator.platforms.kubernetes.accepted import InvalidRunError
+from tandem_operator.platforms.kubernetes.children import Children, RefusedError, TryAgainError
 from tandem_operator.platforms.kubernetes.events import post
-from tandem_operator.platforms.kubernetes.platform import (
-    InvalidRunError,
-    KubernetesPlatform,
-    RefusedError,
-    Surroundings,
-    TryAgainError,
-)
+from tandem_operator.platforms.kubernetes.platform import KubernetesPlatform, Surroundings
 from tandem_operator.reconcile import reconcile
 from tandem_operator.snapshot import Blocked
 
@@ -54,15 +50,17 @@ class Passes:
         if _wants_finalizer(raw):
             raw = self._hold(raw)
         uid = raw["metadata"]["uid"]
-        platform = KubernetesPlatform(self._around, raw, blocked=self._refused.pop(uid, None))
+        platform = KubernetesPlatform(
+            self._around, Children(self._around.client, raw), blocked=self._refused.pop(uid, None)
+        )
         try:
             result = reconcile(platform)
         except InvalidRunError as error:
-            return self._refuse(platform.raw, error.problems)
+            return self._refuse(platform.children.raw, error.problems)
         except RefusedError as error:
             if platform.loaded is None:
                 # Not even begun: there is no decision that would tell it.
-                self._refuse(platform.raw, [Problem("spec", error.blocked.message)])
+                self._refuse(platform.children.raw, [Problem("spec", error.blocked.message)])
                 return Outcome(REFUSED_SECONDS, None)
             # The next pass tells it in the status, and tries again.
             told, refused = platform.blocked, replace(error.blocked, is_permanent=False)
