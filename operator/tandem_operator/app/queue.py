@@ -27,6 +27,8 @@ Key = tuple[str, str]
 EVENT_PAUSE_SECONDS = 5.0
 #: The dispatcher looks up at least this often, so that its life can be told from its death.
 TURN_SECONDS = 5.0
+#: Entries beyond two for each run that is due, before those that are left behind are removed.
+MOST_LEFT_BEHIND = 100
 _LOG = logging.getLogger(__name__)
 
 
@@ -104,6 +106,9 @@ class WorkQueue:
             return
         self._due[key] = when
         heapq.heappush(self._heap, (when, key))
+        if len(self._heap) > 2 * len(self._due) + MOST_LEFT_BEHIND:
+            self._heap = [(when, key) for key, when in self._due.items()]
+            heapq.heapify(self._heap)
         self._wake.set()
 
     async def run(self) -> None:

@@ -102,7 +102,7 @@ def build_request(
                     "endpoint": endpoint,
                     "prompts": _scored_prompts(status.best, step, program),
                     "split": "test" if step.kind == "final" else "validation",
-                    "status": status if step.kind == "final" else None,
+                    "status": _settled(status) if step.kind == "final" else None,
                     "best_stage": best_stage(step),
                 }
             )
@@ -133,6 +133,11 @@ def _scored_prompts(best: Candidate | None, step: StepStatus, program: ProgramSt
         # The base model is being served anyway: the unchanged program's test score costs no other server.
         return (current,) if program.adapter is not None else (current, VANILLA)
     return (VANILLA, current)
+
+
+def _settled(status: Status) -> Status:
+    """The status without what is going on at this moment: whoever builds the request again must get the same one."""
+    return status.model_copy(update={"conditions": (), "step": None, "phase": Status().phase})
 
 
 def data_digests(status: Status) -> dict[str, str]:

@@ -92,6 +92,23 @@ def test_a_key_is_done_once_however_often_it_was_added() -> None:
     assert sorted(key for key, _ in heard.passes) == [A, B]
 
 
+def test_a_key_that_comes_earlier_again_and_again_leaves_nothing_behind() -> None:
+    """A finished run with a time to live of weeks was due in weeks after each look at it, and every one of those looks
+    left an entry in the queue until then."""
+    script = Script()
+
+    async def story(queue: WorkQueue) -> None:
+        queue.add(B, 1e6)
+        for turn in range(5000):
+            queue.add(A, 2e6 - turn)
+        assert len(queue._heap) < 200
+        queue.add(A)
+        queue.add(B)
+        await until_async(lambda: script.count(A) == script.count(B) == 1)
+
+    play(script, story)
+
+
 def test_a_key_that_is_added_during_its_pass_is_done_again_after_it() -> None:
     entered, go = threading.Event(), threading.Event()
 

@@ -28,6 +28,13 @@ def test_p_w_p_runs_every_stage_once_and_in_order():
     assert status.phase == "Succeeded"
 
 
+def test_a_request_says_nothing_of_the_moment_at_which_it_was_made():
+    """An operator that was killed between a request and its Job once made another one, for the same attempt."""
+    asked = finish(World(manifest(strategy="p"))).requests[-1].status
+    assert asked.best is not None and asked.steps
+    assert (asked.step, asked.conditions, asked.phase) == (None, (), "Pending")
+
+
 def test_vanilla_scores_the_program_as_it_is_and_tests_it():
     world = finish(World(manifest(strategy="vanilla")))
     assert world.stages() == ["0baseline:check", "0baseline:evaluate", "1final:evaluate"]
