@@ -256,7 +256,7 @@ def test_an_operator_that_travels_back_in_time_repeats_nothing(
 def test_a_run_of_the_same_name_is_left_alone_by_an_operator_that_still_sees_the_earlier_one(
     calm: Object, make_instant: Callable[..., World], record_cases: Callable[[str, int, int], None]
 ) -> None:
-    world, lag = make_instant(optimize=60.0), Lag()
+    world, lag = make_instant(optimize=30.0), Lag()
     world.proxy.rules.append(lag)
     with FaultProxy(world.ground.plane.url) as direct:
         direct.rules.append(world._count_jobs)
