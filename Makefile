@@ -45,7 +45,7 @@ cluster: environment
 
 # Faults on a real API server with scripted pods: the part for every day. `make cluster` has built what it needs.
 faults: environment
-	$(PYTHON) -m pytest tests/faults -q -n 2
+	$(PYTHON) -m pytest tests/faults -q -n 3 --dist loadfile
 
 # All of them, on one machine too: hours.
 test-faults: environment

@@ -13,7 +13,7 @@ from tests.faults.children import OPERATOR_MODULES, TRAINER_MODULES
 from tests.faults.control_plane import ControlPlane
 from tests.faults.keys import give_two_keys
 from tests.faults.kubelet import Kubelet
-from tests.faults.world import Ground, World
+from tests.faults.world import Ground, World, is_full
 from tests.faults.zygote import Zygote
 
 from tandem_operator.platforms.local.storage import EmbeddedStorage, client
@@ -61,3 +61,18 @@ def make_world(ground: Ground, request: pytest.FixtureRequest) -> Iterator[Calla
 def world(make_world: Callable[..., World]) -> World:
     """A world of this test's own. Its operator is not started yet."""
     return make_world()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The soak takes longest, and waits most: side by side with it the others cost no time of their own."""
+    items.sort(key=lambda item: item.path.name != "test_soak.py")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Which part that was."""
+    if is_full():
+        said = "TANDEM_FAULTS=full: every kill point, every state, the whole soak"
+    else:
+        said = "the part for every day: all kill points in one run and a few in runs of their own, a sample of states, "
+        said += "a soak of ten minutes; everything: make test-faults"
+    terminalreporter.write_line(said)

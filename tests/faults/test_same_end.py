@@ -26,7 +26,7 @@ def held_in_a_stage(stage: str) -> Callable[[World], None]:
     def way(world: World) -> None:
         world.wait(f"a worker of {stage}", lambda: any(works_on(pod, stage) for pod in world.pods()), 240)
         suspend(world, True)
-        world.wait("the end of its pods", lambda: not world.pods(), 240)
+        world.wait("the end of its pods", lambda: not any(map(is_held, world.pods())), 240)
         suspend(world, False)
 
     return way
@@ -51,6 +51,10 @@ def upgraded(world: World) -> None:
 def works_on(pod: dict[str, Any], stage: str) -> bool:
     labels = pod["metadata"].get("labels") or {}
     return labels.get(names.STAGE) == stage and pod["status"].get("phase") == "Running"
+
+
+def is_held(pod: dict[str, Any]) -> bool:
+    return pod["status"].get("phase") in ("Pending", "Running")
 
 
 def suspend(world: World, yes: bool) -> None:

@@ -186,13 +186,14 @@ class World:
         self, name: str = "run", *, succeeded: bool | None = True, seconds: float = RUN_SECONDS
     ) -> Object:
         """Its status, once it has ended and let go of its server. `succeeded`: how it must have ended, if it must."""
-        status = self.wait(f"the end of {name}", lambda: self._ended(name), seconds)
+        status = self.wait(f"the end of {name}", lambda: self.ended(name), seconds)
         verdict = self.condition("Succeeded", name)
         wanted = {True: "True", False: "False", None: verdict["status"]}[succeeded]
         assert verdict["status"] == wanted, f"{verdict}\n{self.logs()}"
         return status
 
-    def _ended(self, name: str) -> Object | None:
+    def ended(self, name: str = "run") -> Object | None:
+        """Its status, if it has ended and let go of its server."""
         status = self.status(name)
         if status.get("finished") is None:
             return None

@@ -13,7 +13,7 @@ from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_api.v1alpha1.run import KIND, Problem
 from tandem_operator.actions import EmitEvent
 from tandem_operator.app.deletion import SOON_SECONDS, finish_deletion
-from tandem_operator.app.queue import Outcome
+from tandem_operator.app.queue import Key, Outcome
 from tandem_operator.platforms.kubernetes import names
 from tandem_operator.platforms.kubernetes.accepted import InvalidRunError
 from tandem_operator.platforms.kubernetes.children import Children, RefusedError, TryAgainError
@@ -36,13 +36,14 @@ class Passes:
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self._refused: dict[str, Blocked] = {}
-        """What the API server last refused to make for a run, by the run's uid. Forgotten with the process: then it is
-        refused again."""
+        self._refused: dict[Key, tuple[str, Blocked]] = {}
+        """What the API server last refused to make for a run, with the run's uid. Forgotten with the process: then it
+        is refused again."""
 
     def reconcile_run(self, namespace: str, name: str) -> Outcome:
         """Bring one run one step closer. Raises what the API server answers, for the queue to try again."""
         raw = self._around.client.get(KIND, namespace, name)
+        of_uid, blocked = self._refused.pop((namespace, name), ("", None))
         if raw is None:
             return Outcome(None, None)
         if raw["metadata"].get("deletionTimestamp"):
@@ -50,9 +51,8 @@ class Passes:
         if _wants_finalizer(raw):
             raw = self._hold(raw)
         uid = raw["metadata"]["uid"]
-        platform = KubernetesPlatform(
-            self._around, Children(self._around.client, raw), blocked=self._refused.pop(uid, None)
-        )
+        children = Children(self._around.client, raw)
+        platform = KubernetesPlatform(self._around, children, blocked=blocked if of_uid == uid else None)
         try:
             result = reconcile(platform)
         except InvalidRunError as error:
@@ -65,8 +65,9 @@ class Passes:
             # The next pass tells it in the status, and tries again.
             told, refused = platform.blocked, replace(error.blocked, is_permanent=False)
             # Only what is refused twice is refused for good: a webhook that is being replaced may say anything once.
-            self._refused[uid] = error.blocked if told == refused else refused
-            return Outcome(REFUSED_SECONDS if told == self._refused[uid] else 0.0, platform.loaded)
+            blocked = error.blocked if told == refused else refused
+            self._refused[namespace, name] = uid, blocked
+            return Outcome(REFUSED_SECONDS if told == blocked else 0.0, platform.loaded)
         except TryAgainError as error:
             logger.info("%s/%s: %s", namespace, name, error)
             return Outcome(SOON_SECONDS, None)

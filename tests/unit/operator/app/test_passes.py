@@ -265,6 +265,23 @@ def test_a_run_that_was_never_valid_goes_when_it_is_deleted():
     world.until(is_gone, limit=15)
 
 
+@pytest.mark.parametrize("storage", [{}, DELETE])
+def test_what_was_refused_of_a_run_that_is_gone_is_forgotten(storage):
+    """It was kept for as long as the process lived."""
+    world = World(manifest(strategy="p", **storage))
+
+    def admit(verb: str, thing: dict[str, object]) -> None:
+        if (verb, thing["kind"]) == ("create", "Job"):
+            raise refusal(403, "Forbidden", "exceeded quota: jobs")
+
+    world.cluster.admission = admit
+    world.until(lambda world: world.passes._refused)
+    world.cluster.remove(world.run)
+    world.until(is_gone, limit=15)
+    world.look()
+    assert not world.passes._refused
+
+
 def test_the_cleanup_of_an_earlier_run_of_the_same_name_gives_way():
     world = deleted()
     labels = names.labels("reviews", "uid-earlier", names.CLEANUP)
