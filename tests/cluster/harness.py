@@ -159,6 +159,11 @@ def chart_values(cluster: Cluster) -> dict[str, Any]:
     return {**VALUES, "images": images, "settings": {**settings, "defaults": defaults}}
 
 
+def trainer_image(cluster: Cluster) -> str:
+    """The trainer's image in this cluster."""
+    return "docker.io/local/tandem-trainer:test" if cluster.context is None else os.environ["TANDEM_TEST_TRAINER_IMAGE"]
+
+
 def install_operator(cluster: Cluster, folder: Path, *options: str) -> None:
     """Install or upgrade the chart, and wait until it leads."""
     place = cluster.get("namespace", OPERATOR_NAMESPACE, "default")
