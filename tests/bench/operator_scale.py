@@ -1,8 +1,9 @@
 """How the operator grows with the number of runs: memory, pass durations, API writes, start-up.
 
-    python -m tests.bench.operator_scale [100 300 1000] [--active 200] [--out docs/scale.json]
+    python -m tests.bench.operator_scale [100 300 1000] [--active 200] [--stage-seconds 60] [--out docs/scale.json]
 
-The API server, its controllers and the operator are real; pods are objects only, and workers end as a script says.
+The API server, its controllers and the operator are real; pods are objects only, and workers end as a script says:
+after a minute, which is soon, since real ones have a model to ask.
 Everything runs on this machine, so times are those of a machine that does all of it at once.
 """
 
@@ -205,20 +206,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", type=int, default=[100, 300, 1000])
     parser.add_argument("--active", type=int, default=200)
+    parser.add_argument("--stage-seconds", type=float, default=60.0)
     parser.add_argument("--strategy", default="p")
     parser.add_argument("--out", type=Path, default=Path("docs/scale.json"))
     given = parser.parse_args()
     results = []
     for size in given.sizes:
-        active = min(given.active, max(size // 5, 1))
+        active = min(given.active, size)
         with (
             tempfile.TemporaryDirectory() as folder,
             ground(Path(folder)) as stands,
             World(stands, f"scale-{size}", SETTINGS) as world,
         ):
-            results.append(asdict(measure(world, size, active, strategy=given.strategy)))
+            results.append(asdict(measure(world, size, active, given.stage_seconds, strategy=given.strategy)))
         print(json.dumps(results[-1]), flush=True)
-        given.out.write_text(json.dumps({"strategy": given.strategy, "sizes": results}, indent=2) + "\n")
+        given.out.write_text(
+            json.dumps({"strategy": given.strategy, "stageSeconds": given.stage_seconds, "sizes": results}, indent=2)
+            + "\n"
+        )
 
 
 if __name__ == "__main__":
