@@ -44,6 +44,10 @@ class StorageRefusedError(TandemError):
     exit_code = EXIT_PERMANENT
 
 
+class KeyRefusedError(StorageRefusedError):
+    """The object store does not know the key, or no longer."""
+
+
 class StorageUnavailableError(TandemError):
     """The object store does not answer, or answers with a passing fault. A later attempt may succeed."""
 

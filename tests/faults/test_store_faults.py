@@ -80,10 +80,10 @@ def world(make_world: Callable[..., World]) -> World:
     return make_world(lease=LEASE)
 
 
-def begin(world: World, strategy: str) -> None:
+def begin(world: World, strategy: str, **spec: Any) -> None:
     """Start the operator and the run."""
     world.operator.start()
-    world.apply_run(strategy=strategy)
+    world.apply_run(strategy=strategy, **spec)
 
 
 def essence(world: World, run: str = "run") -> Object:
@@ -280,10 +280,21 @@ def test_an_object_that_does_not_come_back_as_it_was_written_is_named(
 
 
 @pytest.mark.timeout(SECONDS)
-def test_keys_that_are_rotated_in_the_middle_of_a_search(
-    calm: Calm, world: World, record_cases: Callable[[str, int, int], None]
+@pytest.mark.parametrize(
+    ("strategy", "moment", "spec"),
+    [(SHORT, "/optimize/ledger/", {}), (WHOLE, "/2-w/train/", {"serving": {"handover": "keep"}})],
+    ids=["in a search", "before a server's adapter"],
+)
+def test_keys_that_are_rotated(
+    calm: Calm,
+    world: World,
+    strategy: str,
+    moment: str,
+    spec: Object,
+    record_cases: Callable[[str, int, int], None],
 ) -> None:
-    """The Secret gets the new pair and the old one is refused at once: the attempt fails, the next one has the new."""
+    """The Secret gets the new pair and the old one is refused at once: the attempt fails, the next one has the new; so
+    has the sidecar of a server that was up before, once it is started anew."""
     old = world.ground.storage.credentials["AWS_ACCESS_KEY_ID"]
     rotated: list[float] = []
     used: Counter[str] = Counter()
@@ -296,7 +307,7 @@ def test_keys_that_are_rotated_in_the_middle_of_a_search(
         key = re.search(r"Credential=([^/]+)/", call.headers.get("Authorization", ""))
         assert key is not None
         used[key[1]] += 1
-        if not rotated and call.verb == "put" and "/optimize/ledger/" in call.name:
+        if not rotated and call.verb == "put" and moment in call.name:
             rotated.append(time.monotonic())
             await world.s3_proxy.in_thread(rotate)
         if rotated and key[1] == old:
@@ -304,8 +315,8 @@ def test_keys_that_are_rotated_in_the_middle_of_a_search(
         return await forward()
 
     world.s3_proxy.rules.append(check)
-    begin(world, SHORT)
+    begin(world, strategy, **spec)
     world.wait_finished(seconds=SECONDS)
     assert used[SECOND_PAIR["AWS_ACCESS_KEY_ID"]] > 0
-    calm.assert_same(world, SHORT)
+    calm.assert_same(world, strategy)
     record_cases("store: rotated keys", 1, 1)

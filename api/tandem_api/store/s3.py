@@ -19,7 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from tandem_api.canonical import canonical_json, sha256_hex
-from tandem_api.errors import DataError, StorageRefusedError, StorageUnavailableError, TandemError
+from tandem_api.errors import DataError, KeyRefusedError, StorageRefusedError, StorageUnavailableError, TandemError
 from tandem_api.store.protocol import ObjectInfo, ObjectStore
 from tandem_api.v1alpha1.status import Artifact
 
@@ -236,9 +236,11 @@ class S3Store:
         code = _code(error)
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         text = f"cannot {verb} s3://{self._bucket}/{key} at {self._where}: {code}"
-        if code in _INVALID_KEY and self._was_let_in:
-            # It was rotated meanwhile; whoever starts next gets the new one.
-            return StorageUnavailableError(f"{text}: the key was valid before and is no longer")
+        if code in _INVALID_KEY:
+            if self._was_let_in:
+                # It was rotated meanwhile; whoever starts next gets the new one.
+                return StorageUnavailableError(f"{text}: the key was valid before and is no longer")
+            return KeyRefusedError(f"{text}: {_REFUSED.get(code) or str(error)[:256]}")
         if code in _REFUSED:
             return StorageRefusedError(f"{text}: {_REFUSED[code]}")
         if 400 <= status < 500 and status not in (408, 409, 429):

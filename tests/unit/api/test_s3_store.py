@@ -16,7 +16,7 @@ from botocore.response import StreamingBody
 from botocore.stub import ANY, Stubber
 
 from tandem_api.canonical import canonical_json, sha256_hex
-from tandem_api.errors import DataError, StorageRefusedError, StorageUnavailableError
+from tandem_api.errors import DataError, KeyRefusedError, StorageRefusedError, StorageUnavailableError
 from tandem_api.store import ObjectInfo
 from tandem_api.store.s3 import DELETE_BATCH, MANIFEST, S3Store
 from tandem_api.v1alpha1.status import Artifact
@@ -68,6 +68,13 @@ def test_what_no_retry_helps_is_refused_with_its_cause(store, s3, code, status, 
         store.put("a/b", b"x")
     assert str(caught.value).startswith("cannot write s3://runs/a/b at http://s3.test: ")
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"])
+def test_a_key_that_is_not_known_is_told_from_one_without_a_right(store, s3, code):
+    s3.add_client_error("get_object", code, http_status_code=403)
+    with pytest.raises(KeyRefusedError):
+        store.get("a/b")
 
 
 def test_a_key_that_was_valid_and_is_no_longer_was_rotated_so_that_the_next_attempt_may_succeed(store, s3):

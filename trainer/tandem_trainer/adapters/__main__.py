@@ -26,6 +26,7 @@ import aiohttp
 from aiohttp import web
 
 from tandem_api.adapters import DESIRED_KEY, ENV_ADAPTERS_DIR, ENV_DESIRED_ADAPTERS
+from tandem_api.canonical import digest
 from tandem_api.errors import EXIT_DONE, EXIT_RETRYABLE, ConfigurationError, TandemError
 from tandem_trainer.adapters import files
 from tandem_trainer.adapters.loop import Settings, Sidecar
@@ -35,6 +36,8 @@ from tandem_trainer.lora.servable import rank_ceiling
 from tandem_trainer.models import open_bucket
 
 ENV_VLLM_URL: Final = "TANDEM_VLLM_URL"
+#: In the shared folder: the digest of the last key that was refused.
+_REFUSED_KEY: Final = ".refused-key"
 _USAGE: Final = "python -m tandem_trainer.adapters [--max-rank N] [--vllm URL] [--host ADDRESS] [--port N]"
 
 
@@ -87,7 +90,8 @@ async def serve(options: Options) -> NoReturn:
     files.clear_remains(options.settings.folder)
     # A connection a call: vLLM may be another one each time, and a load must not meet a dead connection.
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
-        sidecar = Sidecar(options.settings, VLLM(session, options.vllm), open_bucket)
+        folder = options.settings.folder
+        sidecar = Sidecar(options.settings, VLLM(session, options.vllm), open_bucket, lambda: _begin_anew(folder))
         runner = web.AppRunner(application(sidecar), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, options.host, options.port).start()
@@ -97,6 +101,17 @@ async def serve(options: Options) -> NoReturn:
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     """At once: a download that is cut off leaves nothing that a new start does not clear away."""
     os._exit(EXIT_DONE)
+
+
+def _begin_anew(folder: Path) -> None:
+    """End, once for each key. A container that is started anew has the key that the Secret holds by now; this one has
+    the one that it held when the server started."""
+    key = digest([os.environ.get(name, "") for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")])
+    known = folder / _REFUSED_KEY
+    if known.is_file() and known.read_text() == key:
+        return
+    known.write_text(key)
+    os._exit(_say("the object store refuses the key; begun anew, in case that the Secret has another", EXIT_RETRYABLE))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tandem_api.adapters import AdaptersReport, DesiredAdapter, DesiredAdapters
-from tandem_api.errors import PERMANENT_EXIT_CODES, ConfigurationError, TandemError
+from tandem_api.errors import PERMANENT_EXIT_CODES, ConfigurationError, KeyRefusedError, TandemError
 from tandem_api.store import ObjectStore
 from tandem_trainer.adapters import files
 from tandem_trainer.adapters.canary import CanaryUnansweredError, find_fault, read_canary
@@ -61,10 +61,18 @@ class Sidecar:
     Nothing is waited for in the loop itself: whatever takes time is a task, at most one for each adapter's name.
     """
 
-    def __init__(self, settings: Settings, vllm: VLLM, open_store: Callable[[str], ObjectStore]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        vllm: VLLM,
+        open_store: Callable[[str], ObjectStore],
+        renew_key: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`renew_key`: called when the store refuses the key; returns when no other one can be had."""
         self._settings = settings
         self._vllm = vllm
         self._open_store = open_store
+        self._renew_key = renew_key
         self._fetched: frozenset[DesiredAdapter] = frozenset()
         self._troubles: dict[DesiredAdapter, Trouble] = {}
         self._proofs: dict[DesiredAdapter, bool] = {}
@@ -175,6 +183,8 @@ class Sidecar:
             with SECONDS.labels("fetch").time():
                 await asyncio.to_thread(files.fetch, adapter, settings.folder, settings.max_rank, self._open_store)
         except TandemError as error:
+            if isinstance(error, KeyRefusedError):
+                self._renew_key()
             permanent = error.exit_code in PERMANENT_EXIT_CODES
             return self._note(adapter, Problem("permanent" if permanent else "passing", f"{error.code}: {error}"))
         except OSError as error:

@@ -181,6 +181,8 @@ class Pod:
     url: str = ""
     opened: list[str] = field(default_factory=list)
     """The buckets that were opened, one for each download."""
+    renewals: int = 0
+    """How often the sidecar has asked for another key."""
     _http: aiohttp.ClientSession | None = None
     _loop: asyncio.Task[None] | None = None
     _versions: int = 0
@@ -192,6 +194,9 @@ class Pod:
     @property
     def mounted(self) -> Path:
         return self.tmp / "desired" / "adapters.json"
+
+    def _renew(self) -> None:
+        self.renewals += 1
 
     def root(self, adapter: DesiredAdapter) -> str:
         """Where it is to lie."""
@@ -221,7 +226,7 @@ class Pod:
         self.folder.mkdir(exist_ok=True)
         settings = Settings(self.mounted, self.folder, max_rank, interval=0.1, file_interval=0.02)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
-            sidecar = Sidecar(settings, VLLM(session, f"http://127.0.0.1:{self.vllm.port}"), self._open)
+            sidecar = Sidecar(settings, VLLM(session, f"http://127.0.0.1:{self.vllm.port}"), self._open, self._renew)
             runner = web.AppRunner(application(sidecar), shutdown_timeout=1)
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0).start()

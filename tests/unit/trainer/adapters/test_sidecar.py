@@ -20,7 +20,7 @@ from aiohttp import web
 from tests.unit.trainer.adapters.fake_vllm import BASE, CANARY, RIGHT, Pod, error, pod, put_adapter, put_several
 
 from tandem_api.adapters import DesiredAdapters
-from tandem_api.errors import StorageUnavailableError
+from tandem_api.errors import KeyRefusedError, StorageRefusedError, StorageUnavailableError
 from tandem_trainer.adapters import __main__ as entry
 from tandem_trainer.adapters import plan
 
@@ -435,6 +435,38 @@ def test_a_store_that_does_not_answer_is_waited_for(play: Any, tmp_path: Path, m
             await there.until(lambda found: found.ready)
 
     play(scenario)
+
+
+@pytest.mark.parametrize(("refused", "renewals"), [(KeyRefusedError, 1), (StorageRefusedError, 0)])
+def test_another_key_is_asked_for_where_the_store_does_not_know_this_one(
+    play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: type[Exception], renewals: int
+) -> None:
+    async def scenario(there: Pod) -> None:
+        def refuse(*arguments: Any) -> None:
+            raise refused("cannot read: refused")
+
+        monkeypatch.setattr(there.store, "fetch_folder", refuse)
+        there.want(put_adapter(there.store, tmp_path))
+        async with there.sidecar():
+            found = await there.until(lambda found: bool(found.failed))
+            assert found.failed[0].permanent and there.renewals == renewals
+
+    play(scenario)
+
+
+def test_a_container_ends_once_for_each_key_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that were rotated while a server was up once failed the run with the server's next adapter."""
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    for key in ("first", "second"):
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key)
+        with pytest.raises(SystemExit, match="1"):
+            entry._begin_anew(tmp_path)
+        entry._begin_anew(tmp_path)
+        assert all(key not in path.read_text() for path in tmp_path.iterdir())
 
 
 def test_a_slow_download_holds_up_neither_the_loop_nor_the_others(
