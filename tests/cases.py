@@ -40,7 +40,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
         report.user_properties = []
     elif report.passed and not said and mark is not None:
         report.user_properties.append((_PROPERTY, (mark.args[0], 1, 1)))
-    if report.failed and all(cases == survived for _, cases, survived in said):
+    counts = said or mark is not None or "faults" in item.path.parts
+    if report.failed and counts and all(cases == survived for _, cases, survived in said):
         class_name = said[-1][0] if said else mark.args[0] if mark is not None else item.nodeid
         report.user_properties.append((_PROPERTY, (class_name, 1, 0)))
     return report

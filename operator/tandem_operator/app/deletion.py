@@ -45,7 +45,7 @@ def finish_deletion(around: Surroundings, raw: Object) -> Outcome:
     for kind in (names.JOBSET, "Job") if has_jobsets else ("Job",):
         # A cluster may have no JobSets (any more), or an operator no right to them: then there are none of ours.
         none_if = (FORBIDDEN, NOT_FOUND) if kind == names.JOBSET else ()
-        for job in children.of_kind(kind, names.WORKER, none_if):
+        for job in children.of_kind(kind, names.WORKER, none_if=none_if):
             if not is_over(job) and not is_going(job):
                 client.delete(kind, namespace, job["metadata"]["name"], uid=job["metadata"]["uid"])
     cleanup = client.get("Job", namespace, cleanup_name)

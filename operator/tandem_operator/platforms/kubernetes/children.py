@@ -70,10 +70,19 @@ class Children:
         """The child of that name; None where there is none, or another's."""
         return self._ours(self.client.get(kind, self.namespace, name))
 
-    def of_kind(self, kind: str, component: str = "", none_if: tuple[int, ...] = ()) -> list[Object]:
-        """The children of that kind, or those with that component's label."""
-        ours = {names.RUN_UID: self.uid} | ({names.COMPONENT: component} if component else {})
-        return self.client.list(kind, self.namespace, labels=ours, none_if=none_if)
+    def of_kind(
+        self,
+        kind: str,
+        component: str = "",
+        *,
+        task: str = "",
+        none_if: tuple[int, ...] = (),
+        may_be_late: bool = False,
+    ) -> list[Object]:
+        """The children of that kind; of them those with that component's, and that task's, label."""
+        ours = {names.RUN_UID: self.uid, names.COMPONENT: component, names.TASK: task}
+        chosen = {label: value for label, value in ours.items() if value}
+        return self.client.list(kind, self.namespace, labels=chosen, none_if=none_if, may_be_late=may_be_late)
 
     def delete(self, kind: str, name: str) -> None:
         """The child goes, unless it is a later run's of the same name."""

@@ -1,7 +1,7 @@
 """The few calls that the operator makes to the API server, on plain values, over the official dynamic client.
 
-Reads are never served from a cache: what a pass decides on is what etcd holds. Errors are the library's ApiException
-(`status`, `reason`), but for the answers that mean "it is so already".
+Reads are never served from a cache, but for lists that may be: what a pass decides on is what etcd holds. Errors are
+the library's ApiException (`status`, `reason`), but for the answers that mean "it is so already".
 """
 
 from __future__ import annotations
@@ -69,12 +69,22 @@ class Client:
         labels: dict[str, str] | None = None,
         fields: str | None = None,
         none_if: Collection[int] = (),
+        may_be_late: bool = False,
     ) -> list[Object]:
-        """All objects of a kind with these labels; none where the server answers with one of the statuses `none_if`."""
+        """All objects of a kind with these labels; none where the server answers with one of the statuses `none_if`.
+
+        Without `may_be_late` an API server before 1.31 reads all objects of the namespace for it, those of other runs,
+        too. With it the answer comes out of what the server has watched, as what other operators decide on does.
+        """
         selector = ",".join(f"{key}={value}" for key, value in (labels or {}).items()) or None
         try:
             answer = self._dynamic.get(
-                self._resources[kind], namespace=namespace, label_selector=selector, field_selector=fields, **_OPTIONS
+                self._resources[kind],
+                namespace=namespace,
+                label_selector=selector,
+                field_selector=fields,
+                resource_version="0" if may_be_late else None,
+                **_OPTIONS,
             )
         except ApiException as error:
             if error.status in none_if:

@@ -23,7 +23,7 @@ from tandem_operator.platforms.kubernetes.events import post
 from tandem_operator.platforms.kubernetes.pod_state import has_ended, has_owner, is_going, name_of, starts_slowly
 from tandem_operator.platforms.kubernetes.pods import accelerators
 from tandem_operator.platforms.kubernetes.serving_state import observe_serving, pods_to_ask
-from tandem_operator.platforms.kubernetes.task_state import current, is_over, observe_task, task_of
+from tandem_operator.platforms.kubernetes.task_state import current, is_over, lacks_pods, observe_task, task_of
 from tandem_operator.settings import OperatorSettings
 from tandem_operator.snapshot import Blocked, Observed, ServingObservation, TaskObservation
 
@@ -79,12 +79,8 @@ class KubernetesPlatform:
         settings, metadata = self.around.settings, run.metadata
         assert run.spec.storage is not None
         s3 = run.spec.storage.s3
-        has_jobsets = run.spec.training.backend == "jobset"
-        self._jobsets = {task_of(jobset): jobset for jobset in self._workers(names.JOBSET)} if has_jobsets else {}
-        # A JobSet's Job has a name of the JobSet's making.
-        made = {task_of(job) if has_owner(job, names.JOBSET) else name_of(job): job for job in self._workers("Job")}
-        self._jobs = {**self._jobsets, **made}
-        pods = self.children.of_kind("Pod")
+        self._look_at_jobs(run)
+        pods = self._look_at_pods(run)
         self._deployment = self.children.get("Deployment", names.serving_name(self.name))
         now = datetime.now(UTC)
         return Observed(
@@ -158,11 +154,34 @@ class KubernetesPlatform:
             ):
                 self.children.apply(policy)
 
-    def _workers(self, kind: str) -> list[Object]:
-        """The run's workers of that kind."""
-        # JobSet may be removed while a run goes on, and all JobSets with it.
-        none_if = (NOT_FOUND,) if kind == names.JOBSET else ()
-        return self.children.of_kind(kind, names.WORKER, none_if)
+    def _look_at_jobs(self, run: OptimizationRun) -> None:
+        """The task that is under way exactly, those before it out of the API server's cache. JobSets are few."""
+        if run.spec.training.backend == "jobset":
+            # JobSet may be removed while a run goes on, and all JobSets with it.
+            jobsets = self.children.of_kind(names.JOBSET, names.WORKER, none_if=(NOT_FOUND,))
+            self._jobsets = {task_of(jobset): jobset for jobset in jobsets}
+            made = self.children.of_kind("Job", names.WORKER)
+            # A JobSet's Job has a name of the JobSet's making.
+            by_task = {task_of(job) if has_owner(job, names.JOBSET) else name_of(job): job for job in made}
+            self._jobs = {**self._jobsets, **by_task}
+            return
+        self._jobs = {name_of(job): job for job in self.children.of_kind("Job", names.WORKER, may_be_late=True)}
+        task = self._running_task(run.status)
+        job = self.children.get("Job", task) if task is not None else None
+        if job is not None:
+            self._jobs[name_of(job)] = job
+        elif task is not None:
+            self._jobs.pop(task, None)
+
+    def _look_at_pods(self, run: OptimizationRun) -> list[Object]:
+        """Out of the API server's cache; those of the task that is under way exactly, where it matters."""
+        pods = self.children.of_kind("Pod", may_be_late=True)
+        task = self._running_task(run.status)
+        of_task = [pod for pod in pods if task_of(pod) == task]
+        if task is None or not lacks_pods(self._jobs.get(task), of_task):
+            return pods
+        exact = self.children.of_kind("Pod", task=task)
+        return [*(pod for pod in pods if task_of(pod) != task), *exact]
 
     def _holder(self, task: str) -> tuple[str, Object]:
         """What is deleted, and collected in the end, with a task's Job: kind and object."""
@@ -242,7 +261,7 @@ class KubernetesPlatform:
     def _hurry(self, run: OptimizationRun, wanted: EnsureServing) -> None:
         """Have the kubelet renew the pods' volumes now, not with its next round: it does so when a pod changes."""
         version = serving.desired_adapters(wanted).digest[:16]
-        for pod in self.children.of_kind("Pod", names.SERVING):
+        for pod in self.children.of_kind("Pod", names.SERVING, may_be_late=True):
             if (pod["metadata"].get("annotations") or {}).get(names.DESIRED) != version:
                 note = {"metadata": {"annotations": {names.DESIRED: version}}}
                 self.around.client.patch("Pod", self.namespace, name_of(pod), note)

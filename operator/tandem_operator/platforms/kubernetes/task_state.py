@@ -52,6 +52,18 @@ def current(pods: Iterable[Object]) -> list[Object]:
     return [pod for pod in of_nodes if pod is not None]
 
 
+def lacks_pods(job: Object | None, pods: Iterable[Object]) -> bool:
+    """Whether these may not be all pods of an attempt, or not as they are by now, and it would make a difference: they
+    have the attempt's last word, and where there is no Job they alone tell that it has not ended."""
+    pods = list(pods)
+    alive = [pod for pod in pods if not has_ended(pod)]
+    if job is None or is_going(job):
+        return not alive
+    status = job.get("status") or {}
+    ended = int(status.get("succeeded") or 0) + int(status.get("failed") or 0)
+    return is_over(job) and (bool(alive) or len(pods) < max(ended, 1))
+
+
 def observe_task(
     job: Object | None,
     pods: Iterable[Object],

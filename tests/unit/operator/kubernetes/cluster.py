@@ -63,6 +63,8 @@ class Cluster:
         """Called at the beginning of every call of a client."""
         self.crash: tuple[int, str] | None = None
         """(n, "before" or "after"): die at the n-th write, counted from 0."""
+        self.past: dict[tuple[str, str, str], Object] | None = None
+        """What lists that may be late are made of; None: they are not late."""
         self.writes: list[str] = []
         """Every write of a client: "create Job reviews-0b-check-1"."""
         self._objects: dict[tuple[str, str, str], Object] = {}
@@ -83,6 +85,7 @@ class Cluster:
         labels: dict[str, str] | None = None,
         fields: str | None = None,
         none_if: Collection[int] = (),
+        may_be_late: bool = False,
     ) -> list[Object]:
         self.before_call()
         if kind == "JobSet" and not (self.has_jobsets and self.may_see_jobsets):
@@ -93,7 +96,7 @@ class Cluster:
         wanted = (labels or {}).items()
         found = [
             thing
-            for thing in self.all(kind)
+            for thing in self.all(kind, self.past if may_be_late else None)
             if thing["metadata"]["namespace"] == namespace and wanted <= labels_of(thing).items()
         ]
         if fields is not None:
@@ -176,9 +179,14 @@ class Cluster:
 
     # What controllers and tests do.
 
-    def all(self, kind: str) -> list[Object]:
-        """The stored objects of a kind, in the order of their names."""
-        return [self._objects[key] for key in sorted(self._objects) if key[0] == kind]
+    def all(self, kind: str, objects: dict[tuple[str, str, str], Object] | None = None) -> list[Object]:
+        """The stored objects of a kind, or those of `objects`, in the order of their names."""
+        objects = self._objects if objects is None else objects
+        return [objects[key] for key in sorted(objects) if key[0] == kind]
+
+    def seen(self) -> dict[tuple[str, str, str], Object]:
+        """All that is stored now, for `past`."""
+        return copied(self._objects)
 
     def find(self, kind: str, name: str, namespace: str = "team") -> Object | None:
         return self._objects.get((kind, namespace, name))

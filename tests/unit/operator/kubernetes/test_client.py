@@ -126,6 +126,13 @@ def test_a_list_is_chosen_by_labels_and_fields_and_its_items_know_their_kind(ser
     assert client.list("Pod", "team") == []
 
 
+@pytest.mark.parametrize(("may_be_late", "asked"), [(True, {"resourceVersion": ["0"]}), (False, {})])
+def test_a_list_comes_out_of_the_servers_cache_only_where_it_may_be_late(server, client, may_be_late, asked):
+    server.answer = (200, {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": []})
+    client.list("Pod", "team", may_be_late=may_be_late)
+    assert server.asked[0][2] == asked
+
+
 def test_a_kind_that_a_cluster_may_lack_has_no_objects_there(server, client):
     server.answer = (404, b"404 page not found")
     assert client.list("JobSet", "team", none_if=(404,)) == []
