@@ -19,7 +19,7 @@ from tandem_operator.platforms.kubernetes.client import FORBIDDEN, NOT_FOUND
 from tandem_operator.platforms.kubernetes.events import post
 from tandem_operator.platforms.kubernetes.platform import KubernetesPlatform, Surroundings
 from tandem_operator.platforms.kubernetes.pod_state import has_ended, holds, is_going, time_of
-from tandem_operator.platforms.kubernetes.task_state import is_over
+from tandem_operator.platforms.kubernetes.task_state import is_over, task_of
 
 Object = dict[str, Any]
 
@@ -40,13 +40,16 @@ def finish_deletion(around: Surroundings, raw: Object) -> Outcome:
     namespace, cleanup_name = metadata["namespace"], names.cleanup_name(metadata["name"])
     children = Children(client, raw)
     KubernetesPlatform(around, children).release()
+    alive = [pod for pod in children.of_kind("Pod", names.WORKER) if not has_ended(pod)]
+    tasks = set(map(task_of, alive))
     # The JobSet first: it would make its Job again.
     has_jobsets = (raw["spec"].get("training") or {}).get("backend") == "jobset"
     for kind in (names.JOBSET, "Job") if has_jobsets else ("Job",):
         # A cluster may have no JobSets (any more), or an operator no right to them: then there are none of ours.
         none_if = (FORBIDDEN, NOT_FOUND) if kind == names.JOBSET else ()
         for job in children.of_kind(kind, names.WORKER, none_if=none_if):
-            if not is_over(job) and not is_going(job):
+            # One that is over may have left a pod: `platform.tidy`.
+            if not is_going(job) and (not is_over(job) or task_of(job) in tasks):
                 client.delete(kind, namespace, job["metadata"]["name"], uid=job["metadata"]["uid"])
     cleanup = client.get("Job", namespace, cleanup_name)
     labels = (cleanup or {"metadata": {}})["metadata"].get("labels") or {}
@@ -57,7 +60,7 @@ def finish_deletion(around: Surroundings, raw: Object) -> Outcome:
         if cleanup is not None:
             client.delete("Job", namespace, cleanup_name, uid=cleanup["metadata"]["uid"])
         return _give_up(around, raw, f"they could not be removed within {LIMIT_SECONDS} s")
-    if any(not has_ended(pod) for pod in children.of_kind("Pod", names.WORKER)):
+    if alive:
         return Outcome(SOON_SECONDS, None)  # they may still write
     if cleanup is not None and labels.get(names.RUN_UID) != metadata["uid"]:
         client.delete("Job", namespace, cleanup_name, uid=cleanup["metadata"]["uid"])

@@ -60,6 +60,8 @@ class KubernetesPlatform:
     """By task; a JobSet that has no Job yet stands for it."""
     _jobsets: dict[str, Object] = field(default_factory=dict)
     """By task: what holds its Job."""
+    _lively: frozenset[str] = frozenset()
+    """Tasks of which there is a pod that has not ended, as far as is known."""
     _deployment: Object | None = None
 
     @property
@@ -81,6 +83,7 @@ class KubernetesPlatform:
         s3 = run.spec.storage.s3
         self._look_at_jobs(run)
         pods = self._look_at_pods(run)
+        self._lively = frozenset(task_of(pod) for pod in _of(pods, names.WORKER) if not has_ended(pod))
         self._deployment = self.children.get("Deployment", names.serving_name(self.name))
         now = datetime.now(UTC)
         return Observed(
@@ -124,7 +127,7 @@ class KubernetesPlatform:
         for name, job in list(self._jobs.items()):
             if name == running or is_going(job):
                 continue
-            if not is_over(job):
+            if not is_over(job) or self._has_left_pods(name):
                 self._stop_task(name)
                 continue
             kind, holder = self._holder(name)
@@ -214,6 +217,14 @@ class KubernetesPlatform:
             wanted.append(("ConfigMap", names.adapters_name(self.name)))
         gone = (f"{kind} {name}" for kind, name in wanted if not self.around.client.get(kind, self.namespace, name))
         return next(gone, None)
+
+    def _has_left_pods(self, task: str) -> bool:
+        """Whether an ended Job still has a pod that neither ends nor goes, and may hold an accelerator. Older clusters
+        leave it where a Job got another pod while its node was lost, and then the first one's success."""
+        if task not in self._lively:
+            return False
+        exact = self.children.of_kind("Pod", names.WORKER, task=task)
+        return any(not has_ended(pod) and not is_going(pod) for pod in exact)
 
     def _observe_tasks(self, pods: list[Object], now: datetime) -> dict[str, TaskObservation]:
         by_task: dict[str, list[Object]] = {name: [] for name in self._jobs}

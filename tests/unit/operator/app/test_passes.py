@@ -258,6 +258,18 @@ def test_a_run_that_has_become_invalid_goes_when_it_is_deleted(change):
     assert "the run's objects stay in S3" in told(world)
 
 
+def test_a_pod_that_an_ended_job_has_left_does_not_hold_up_the_deletion():
+    """The run stayed for eight minutes, and its objects in S3 for good."""
+    world = World(manifest(strategy="p", **DELETE))
+    world.until(lambda world: world.stage(0, "check").state == "Succeeded" if world.status.steps else False)
+    job = next(job for job in world.cluster.all("Job") if "check" in job["metadata"]["name"])
+    left = world.controllers._add_pod(job, job["spec"]["template"], 9)["metadata"]["name"]
+    world.controllers.hold = lambda pod: {"phase": "Pending"} if pod["metadata"]["name"] == left else None
+    world.cluster.remove(world.run)
+    world.until(is_gone, limit=15)
+    assert "StorageNotRemoved" not in [event["reason"] for event in world.cluster.all("Event")]
+
+
 def test_a_run_that_was_never_valid_goes_when_it_is_deleted():
     world = World(manifest(strategy="x", **DELETE))
     world.turns(2)

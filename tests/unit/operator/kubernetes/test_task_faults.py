@@ -57,6 +57,32 @@ WAITS = {
 }
 
 
+def with_leftover(world: World, stage: str) -> World:
+    """The Job of that stage's attempt ends while another pod of it waits, as when its node was lost for a while."""
+    left: list[str] = []
+    step = world.controllers.step
+
+    def leave(seconds: float = 2.0) -> None:
+        step(seconds)
+        for job in world.cluster.all("Job"):
+            if not left and stage in job["metadata"]["name"] and job.get("status", {}).get("conditions"):
+                left.append(world.controllers._add_pod(job, job["spec"]["template"], 9)["metadata"]["name"])
+
+    def hold(pod):
+        return {"phase": "Pending"} if pod["metadata"]["name"] in left else None
+
+    world.controllers.step, world.controllers.hold = leave, hold
+    return world
+
+
+@pytest.mark.parametrize("stage", ["0b-evaluate", "1p-optimize", "2f-evaluate"])
+def test_a_pod_that_an_ended_job_has_left_goes_with_it(stage):
+    """One waited for its request, which had been tidied away, for as long as the Job was there."""
+    world = with_leftover(World(manifest(strategy="p")), stage).finish()
+    assert world.succeeded == ("True", "Completed")
+    assert leftovers(world) == []
+
+
 @pytest.mark.parametrize("way", WAITS)
 def test_a_pod_that_can_never_start_ends_the_run_and_says_why(way):
     make, reason, words = WAITS[way]
