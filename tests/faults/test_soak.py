@@ -51,7 +51,7 @@ PART_SECONDS: Final = max(SECONDS / PARTS - DRAIN_SECONDS, 45.0)
 #: A fault that finds nothing to hit comes again after this.
 AGAIN_SECONDS: Final = 2.0
 #: What the operator may hold at the end of a part beyond what it held at the end of the first.
-MORE_BYTES: Final = 15 * 1024**2
+MORE_BYTES: Final = 6 * 1024**2
 MORE: Final = {"threads": 4, "fds": 8, "sockets": 8}
 SETTLE_SECONDS: Final = 90.0
 
