@@ -21,7 +21,8 @@ from tandem_operator.platforms.local.workdir import Workdir
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The API server's certificate is one of its own making."""
+    """A mark, and the API server's certificate is one of its own making."""
+    config.addinivalue_line("markers", "full: not of the part for every day")
     config.addinivalue_line("filterwarnings", "ignore::urllib3.exceptions.InsecureRequestWarning")
 
 
@@ -63,9 +64,13 @@ def world(make_world: Callable[..., World]) -> World:
     return make_world()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The soak takes longest, and waits most: side by side with it the others cost no time of their own."""
     items.sort(key=lambda item: item.path.name != "test_soak.py")
+    if not is_full():
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -73,6 +78,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if is_full():
         said = "TANDEM_FAULTS=full: every kill point, every state, the whole soak"
     else:
-        said = "the part for every day: all kill points in one run and a few in runs of their own, a sample of states, "
-        said += "a soak of ten minutes; everything: make test-faults"
+        said = (
+            "the part for every day: without the tests that are marked as full, with samples of children, states and "
+        )
+        said += "manifests, and with a soak of ten minutes; everything: make test-faults"
     terminalreporter.write_line(said)

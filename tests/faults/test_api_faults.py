@@ -154,6 +154,7 @@ def test_every_kind_of_call_fails_once_in_every_way(
     assert not early, "the API server asked for a wait, and did not get it"
 
 
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_one_call_in_ten_fails_for_the_whole_run(
     calm: Object, world: World, record_cases: Callable[[str, int, int], None]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,11 +18,9 @@ import pytest
 from tests.faults.differences import differences
 from tests.faults.proxy import Answer, Call, CutError, Forward
 from tests.faults.stages import LONG_LEASE
-from tests.faults.world import BATCH, Ground, World, is_full, is_volatile
+from tests.faults.world import BATCH, Ground, World, is_volatile
 
 When = Literal["before", "after"]
-#: Single kill points, each in a run of its own, where not all are wanted; the same ones each time.
-SAMPLE, SEED = 6, 20
 #: No run has as many writes: if it is reached, some write is another one each time, and the run would never end.
 LIMIT = 500
 #: Runs side by side.
@@ -158,13 +155,12 @@ def test_the_operator_killed_before_and_after_each_of_its_writes_in_one_run(
     record_cases("operator killed around a write", len(kills), len(kills))
 
 
+@pytest.mark.full
 @pytest.mark.timeout(3 * 3600)
 def test_the_operator_killed_at_one_write_of_a_run(
     calm: Calm, ground: Ground, record_cases: Callable[[str, int, int], None]
 ) -> None:
     points: list[tuple[int, When]] = [(n, when) for n in range(calm.writes) for when in ("before", "after")]
-    if not is_full():
-        points = sorted(random.Random(SEED).sample(points, SAMPLE))
 
     def attempt(point: tuple[int, When]) -> str | None:
         number, when = point

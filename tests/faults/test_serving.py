@@ -138,7 +138,7 @@ def test_a_server_that_is_killed_each_time_it_is_to_load_the_adapter_has_it_in_t
     assert_same_scores(world, calm)
 
 
-@pytest.mark.parametrize("wrong", [1, 4])
+@pytest.mark.parametrize("wrong", [1, pytest.param(4, marks=pytest.mark.full)])
 def test_the_base_model_behind_the_adapters_name_is_found_out_before_it_is_scored(
     calm: World, world: World, monkeypatch: pytest.MonkeyPatch, wrong: int
 ) -> None:
@@ -160,7 +160,14 @@ def test_the_base_model_behind_the_adapters_name_for_good_fails_the_run_with_the
     assert not any('"model": "run-' in call and "prompt_logprobs" not in call for call in world.calls())
 
 
-@pytest.mark.parametrize("fault", [{"latency": 3600}, {"status": 500}, {"drop": True}], ids=["wedged", "500s", "cut"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param({"latency": 3600}, id="wedged"),
+        pytest.param({"status": 500}, id="500s", marks=pytest.mark.full),
+        pytest.param({"drop": True}, id="cut", marks=pytest.mark.full),
+    ],
+)
 def test_a_server_that_is_ill_for_a_while_costs_an_attempt_and_no_score(
     calm: World, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Object
 ) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.engine.world import ROOT, Engine
 from tests.faults.world import SPLITS, World, rows
 
@@ -26,6 +27,7 @@ def scores(status: dict[str, Any]) -> list[Any]:
     return [*candidates, status["baseline"]["score"], status["best"]["score"], status["test"]["score"]]
 
 
+@pytest.mark.full
 def test_an_undisturbed_run_ends_as_on_one_machine_and_leaves_what_the_documentation_says(
     world: World, tmp_path: Path
 ) -> None:

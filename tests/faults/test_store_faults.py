@@ -190,6 +190,7 @@ def test_uploads_that_are_cut_in_the_middle_leave_nothing_and_are_made_again(
     record_cases("store: half uploads", len(halves.kinds), len(halves.kinds))
 
 
+@pytest.mark.full
 @pytest.mark.timeout(SECONDS)
 def test_a_slow_store_that_also_asks_to_slow_down(
     calm: Calm, world: World, record_cases: Callable[[str, int, int], None]
@@ -242,7 +243,13 @@ def test_a_store_that_refuses_fails_the_run_with_the_cause(
 
 @pytest.mark.timeout(SECONDS)
 @pytest.mark.parametrize("way", ["damaged", "missing"])
-@pytest.mark.parametrize(("objects", "strategy"), [(PROMPTS, SHORT), (ADAPTER, WHOLE)], ids=["prompts", "adapter"])
+@pytest.mark.parametrize(
+    ("objects", "strategy"),
+    [
+        pytest.param(PROMPTS, SHORT, id="prompts"),
+        pytest.param(ADAPTER, WHOLE, id="adapter", marks=pytest.mark.full),
+    ],
+)
 def test_an_object_that_does_not_come_back_as_it_was_written_is_named(
     calm: Calm,
     world: World,
