@@ -40,17 +40,23 @@ def finish_deletion(around: Surroundings, raw: Object) -> Outcome:
     namespace, cleanup_name = metadata["namespace"], names.cleanup_name(metadata["name"])
     children = Children(client, raw)
     KubernetesPlatform(around, children).release()
-    alive = [pod for pod in children.of_kind("Pod", names.WORKER) if not has_ended(pod)]
-    tasks = set(map(task_of, alive))
+    over: list[tuple[str, Object]] = []
     # The JobSet first: it would make its Job again.
     has_jobsets = (raw["spec"].get("training") or {}).get("backend") == "jobset"
     for kind in (names.JOBSET, "Job") if has_jobsets else ("Job",):
         # A cluster may have no JobSets (any more), or an operator no right to them: then there are none of ours.
         none_if = (FORBIDDEN, NOT_FOUND) if kind == names.JOBSET else ()
         for job in children.of_kind(kind, names.WORKER, none_if=none_if):
-            # One that is over may have left a pod: `platform.tidy`.
-            if not is_going(job) and (not is_over(job) or task_of(job) in tasks):
+            if is_over(job):
+                over.append((kind, job))
+            elif not is_going(job):
                 client.delete(kind, namespace, job["metadata"]["name"], uid=job["metadata"]["uid"])
+    # After the Jobs: one that still was there may have made a pod meanwhile.
+    alive = [pod for pod in children.of_kind("Pod", names.WORKER) if not has_ended(pod)]
+    for kind, job in over:
+        # It may have left a pod: `KubernetesPlatform.tidy`.
+        if not is_going(job) and task_of(job) in map(task_of, alive):
+            client.delete(kind, namespace, job["metadata"]["name"], uid=job["metadata"]["uid"])
     cleanup = client.get("Job", namespace, cleanup_name)
     labels = (cleanup or {"metadata": {}})["metadata"].get("labels") or {}
     if cleanup is not None and labels.get(names.MANAGED_BY) != names.FIELD_MANAGER:

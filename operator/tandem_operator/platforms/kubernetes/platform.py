@@ -83,7 +83,8 @@ class KubernetesPlatform:
         s3 = run.spec.storage.s3
         self._look_at_jobs(run)
         pods = self._look_at_pods(run)
-        self._lively = frozenset(task_of(pod) for pod in _of(pods, names.WORKER) if not has_ended(pod))
+        workers = _of(pods, names.WORKER)
+        self._lively = frozenset(task_of(pod) for pod in workers if not has_ended(pod))
         self._deployment = self.children.get("Deployment", names.serving_name(self.name))
         now = datetime.now(UTC)
         return Observed(
@@ -94,7 +95,7 @@ class KubernetesPlatform:
             now=now,
             storage=StorageRef(bucket=s3.bucket, prefix=s3.prefix, endpoint=s3.endpoint, region=s3.region),
             serving=self._observe_serving(run, _of(pods, names.SERVING), now),
-            tasks=self._observe_tasks(_of(pods, names.WORKER), now),
+            tasks=self._observe_tasks(workers, now),
             has_gpu=serving.has_accelerator(run, settings),
             serving_accelerators=accelerators(serving.serving_resources(run, settings)),
             training_accelerators=accelerators(run.spec.training.resources or settings.defaults.training.resources),

@@ -270,6 +270,26 @@ def test_a_pod_that_an_ended_job_has_left_does_not_hold_up_the_deletion():
     assert "StorageNotRemoved" not in [event["reason"] for event in world.cluster.all("Event")]
 
 
+def test_a_pod_that_a_job_makes_while_its_run_is_deleted_is_waited_for(monkeypatch):
+    """It may still write what the cleanup is to remove."""
+    world = World(manifest(strategy="p", **DELETE))
+    for _ in range(5):
+        world.look()
+    (job,) = world.cluster.all("Job")
+    world.cluster.remove(world.run)
+    found, made = world.cluster.list, []
+
+    def listed(kind, *args, **kwargs):
+        if kind == "Job" and not made:
+            made.append(world.controllers._add_pod(job, job["spec"]["template"], 0))
+        return found(kind, *args, **kwargs)
+
+    monkeypatch.setattr(world.cluster, "list", listed)
+    world.look()
+    assert made
+    assert not [name for name in world.created("Job") if name.endswith("-cleanup")]
+
+
 def test_a_run_that_was_never_valid_goes_when_it_is_deleted():
     world = World(manifest(strategy="x", **DELETE))
     world.turns(2)
