@@ -19,6 +19,12 @@ from tests.faults.zygote import Zygote
 from tandem_operator.platforms.local.storage import EmbeddedStorage, client
 from tandem_operator.platforms.local.workdir import Workdir
 
+_EVERYTHING = "TANDEM_FAULTS=full: every kill point, every state, the whole soak"
+_A_PART = (
+    "the part for every day: without the tests that are marked as full, with samples of children, states and "
+    "manifests, and with a soak of ten minutes; everything: make test-faults"
+)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """A mark, and the API server's certificate is one of its own making."""
@@ -75,11 +81,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Which part that was."""
-    if is_full():
-        said = "TANDEM_FAULTS=full: every kill point, every state, the whole soak"
-    else:
-        said = (
-            "the part for every day: without the tests that are marked as full, with samples of children, states and "
-        )
-        said += "manifests, and with a soak of ten minutes; everything: make test-faults"
-    terminalreporter.write_line(said)
+    terminalreporter.write_line(_EVERYTHING if is_full() else _A_PART)
