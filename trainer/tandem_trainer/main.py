@@ -17,9 +17,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from pydantic import ValidationError
 
@@ -32,7 +33,6 @@ from tandem_api.contract import (
     StageFailure,
     StageRequest,
     StageResult,
-    StorageRef,
 )
 from tandem_api.errors import EXIT_DONE, EXIT_RETRYABLE, ConfigurationError, DataError, PreemptedError, TandemError
 from tandem_api.store import ObjectStore, S3Store
@@ -43,25 +43,23 @@ from tandem_trainer.context import Meter, StageContext, Stopping
 from tandem_trainer.progress import ProgressReporter
 
 Stage = Callable[[StageContext], StageResult]
+Store = TypeVar("Store", bound=S3Store)
 
 
 def main() -> int:
     """Do the attempt that the environment describes. Returns the process's exit code; never raises."""
-    return work(lambda request: S3Store(*place(request.storage), attempts=attempts(request)))
+    return work(partial(open_store, S3Store))
 
 
-def place(storage: StorageRef) -> tuple[str, str | None, str | None]:
-    """Bucket, endpoint and region of a run's store."""
-    return storage.bucket, storage.endpoint, storage.region
+def open_store(kind: type[Store], request: StageRequest, stopping: Stopping) -> Store:
+    """The attempt's bucket. Only the check, which is to tell soon that there is none, and a worker that is to stop do
+    not wait long for it: every other one has more to lose by ending."""
+    storage = request.storage
+    attempts = BRIEFLY if request.stage == "check" else PATIENTLY
+    return kind(storage.bucket, storage.endpoint, storage.region, attempts=attempts, is_hurried=stopping.is_set)
 
 
-def attempts(request: StageRequest) -> int:
-    """How often a worker asks the store. The check tells soon that it is not there; what comes after has more to lose
-    by ending than by waiting."""
-    return BRIEFLY if request.stage == "check" else PATIENTLY
-
-
-def work(open_store: Callable[[StageRequest], ObjectStore]) -> int:
+def work(open_store: Callable[[StageRequest, Stopping], ObjectStore]) -> int:
     """`main`, with the object store that `open_store` gives."""
     stopping, meter = Stopping(), Meter()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -72,7 +70,7 @@ def work(open_store: Callable[[StageRequest], ObjectStore]) -> int:
         _serve_progress(progress, request)
         context = StageContext(
             request=request,
-            store=open_store(request),
+            store=open_store(request, stopping),
             progress=progress,
             cache=cache_folder(),
             stopping=stopping,

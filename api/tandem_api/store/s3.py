@@ -24,6 +24,7 @@ from tandem_api.store.protocol import ObjectInfo, ObjectStore
 from tandem_api.v1alpha1.status import Artifact
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSResponse
     from mypy_boto3_s3 import S3Client
 
 #: Lists a folder's files and digests; written last, so a folder without it is not there.
@@ -56,13 +57,21 @@ T = TypeVar("T")
 class S3Store:
     """An `ObjectStore` in one bucket.
 
-    `attempts`: how often a request is sent until the server that cannot be had is given up.
+    `attempts`: how often a request is sent until the server that cannot be had is given up. `is_hurried`: asked before
+    a request is sent once more; while it is true, `BRIEFLY` is the most.
     """
 
     def __init__(
-        self, bucket: str, endpoint: str | None = None, region: str | None = None, *, attempts: int = BRIEFLY
+        self,
+        bucket: str,
+        endpoint: str | None = None,
+        region: str | None = None,
+        *,
+        attempts: int = BRIEFLY,
+        is_hurried: Callable[[], bool] = lambda: False,
     ) -> None:
         self._bucket = bucket
+        self._is_hurried = is_hurried
         self._where = endpoint or "AWS"
         self._was_let_in = False
         # Checksums only where S3 demands them: other servers reject the trailers that boto3 adds by default.
@@ -79,6 +88,7 @@ class S3Store:
             "s3", endpoint_url=endpoint, region_name=region or os.environ.get("AWS_REGION", "us-east-1"), config=config
         )
         self._client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
+        self._client.meta.events.register_first("needs-retry.s3", self._give_up)
 
     def uri(self, key: str) -> str:
         return f"s3://{self._bucket}/{key}"
@@ -203,6 +213,21 @@ class S3Store:
                 {"Error": {"Code": error.get("Code", ""), "Message": error.get("Message", "")}}, "DeleteObjects"
             )
             raise self._error("delete", error.get("Key", keys[0]), told)
+
+    def _give_up(
+        self,
+        attempts: int,
+        response: tuple[AWSResponse, object] | None = None,
+        caught_exception: Exception | None = None,
+        **_: object,
+    ) -> None:
+        """Called after each request that was sent: a handler cannot tell boto3 not to try again, but may raise."""
+        if attempts < BRIEFLY or not self._is_hurried():
+            return
+        if caught_exception is not None:
+            raise caught_exception
+        if response is not None and (response[0].status_code == 429 or response[0].status_code >= 500):
+            raise ConnectionError(f"the server answered with {response[0].status_code}, {attempts} times")
 
     def _key(self, uri: str) -> str:
         parsed = urlparse(uri)

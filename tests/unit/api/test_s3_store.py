@@ -18,7 +18,7 @@ from botocore.stub import ANY, Stubber
 from tandem_api.canonical import canonical_json, sha256_hex
 from tandem_api.errors import DataError, KeyRefusedError, StorageRefusedError, StorageUnavailableError
 from tandem_api.store import ObjectInfo
-from tandem_api.store.s3 import DELETE_BATCH, MANIFEST, S3Store
+from tandem_api.store.s3 import BRIEFLY, DELETE_BATCH, MANIFEST, PATIENTLY, S3Store
 from tandem_api.v1alpha1.status import Artifact
 
 BUCKET = "runs"
@@ -41,6 +41,16 @@ def s3(store: S3Store) -> Iterator[Stubber]:
 
 def body(data: bytes) -> dict[str, object]:
     return {"Body": StreamingBody(io.BytesIO(data), len(data)), "ContentLength": len(data), "ETag": '"e"'}
+
+
+class Raw:
+    """The body of an answer, before botocore parses it."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.data = data
+
+    def stream(self) -> Iterator[bytes]:
+        return iter([self.data])
 
 
 def test_a_missing_object_is_none_and_not_an_error(store, s3):
@@ -110,6 +120,37 @@ def test_a_server_that_is_not_there_is_unavailable(store, monkeypatch):
     monkeypatch.setattr(store._client, "get_object", unreachable)
     with pytest.raises(StorageUnavailableError, match="Could not connect to the endpoint URL"):
         store.get("a/b")
+
+
+@pytest.mark.parametrize("answer", [None, 503, 429])
+def test_a_worker_that_is_to_stop_does_not_wait_for_a_server_that_is_down(store, monkeypatch, answer):
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
+    sent = []
+
+    def send(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        sent.append(request)
+        if answer is None:
+            raise EndpointConnectionError(endpoint_url="http://s3.test")
+        return AWSResponse(request.url, answer, {}, Raw())
+
+    waiting = S3Store(BUCKET, "http://s3.test", attempts=PATIENTLY, is_hurried=lambda: len(sent) >= 7)
+    waiting._client.meta.events.register("before-send.s3", send)
+    with pytest.raises(StorageUnavailableError, match="cannot write s3://runs/a/b at"):
+        waiting.put("a/b", b"x")
+    assert len(sent) == 7
+
+
+def test_a_worker_that_is_to_stop_still_keeps_what_it_has(store, monkeypatch):
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
+    sent = []
+
+    def send(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        sent.append(request)
+        return AWSResponse(request.url, 200 if len(sent) == BRIEFLY else 503, {}, Raw())
+
+    hurried = S3Store(BUCKET, "http://s3.test", attempts=PATIENTLY, is_hurried=lambda: True)
+    hurried._client.meta.events.register("before-send.s3", send)
+    assert hurried.put("a/b", b"x").uri == "s3://runs/a/b"
 
 
 def test_missing_credentials_are_named_with_the_variables_to_set(monkeypatch, tmp_path):
@@ -206,7 +247,7 @@ def test_a_batch_carries_the_checksum_that_every_server_knows(store, monkeypatch
 
     def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
         sent.append(request)
-        return AWSResponse(request.url, 200, {}, type("Raw", (), {"stream": lambda self: iter([b"<DeleteResult/>"])})())
+        return AWSResponse(request.url, 200, {}, Raw(b"<DeleteResult/>"))
 
     store._client.meta.events.register("before-send.s3.DeleteObjects", answer)
     monkeypatch.setattr(store, "list", lambda prefix: iter(["p/a"]))

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from tests.memory_store import MemoryStore
 
 from tandem_api.contract import (
@@ -33,10 +34,11 @@ from tandem_api.errors import (
     StorageRefusedError,
     StorageUnavailableError,
 )
+from tandem_api.store import S3Store
 from tandem_api.v1alpha1 import Spec
 from tandem_api.v1alpha1.status import Usage
 from tandem_trainer import main
-from tandem_trainer.context import StageContext
+from tandem_trainer.context import StageContext, Stopping
 
 REQUEST = StageRequest(
     namespace="default",
@@ -76,7 +78,7 @@ class Worker:
         return self.stage(context)
 
     def work(self) -> int:
-        return main.work(lambda request: self.store)
+        return main.work(lambda request, stopping: self.store)
 
     def said(self) -> Any:
         return parse_termination(self.termination.read_text())
@@ -291,18 +293,33 @@ def test_missing_request_variable_is_a_configuration_error(worker: Worker, monke
     assert "TANDEM_REQUEST_FILE is not set" in worker.said().message
 
 
-@pytest.mark.parametrize(("stage", "sends"), [("check", 5), ("train", 21), ("evaluate", 21)])
+@pytest.mark.parametrize(
+    ("stage", "is_stopping", "sends"),
+    [("check", False, 5), ("train", False, 21), ("evaluate", False, 21), ("train", True, 5)],
+)
 def test_a_worker_waits_for_minutes_for_a_store_that_is_gone_but_not_where_nothing_is_lost(
-    monkeypatch: pytest.MonkeyPatch, stage: str, sends: int
+    monkeypatch: pytest.MonkeyPatch, stage: str, is_stopping: bool, sends: int
 ) -> None:
-    """A store that was down for a minute once took all three attempts of a stage."""
-    opened: list[Any] = []
-    monkeypatch.setattr(main, "work", opened.append)
+    """A store that was down for a minute once took all three attempts of a stage; then a worker whose engine and store
+    had been killed lived on for the five minutes."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    main.main()
-    store = opened[0](REQUEST.model_copy(update={"stage": stage}))
-    assert store._client.meta.config.retries["total_max_attempts"] == sends
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
+    stopping = Stopping()
+    request = REQUEST.model_copy(update={"stage": stage, "storage": StorageRef(bucket="b", endpoint="http://s3.test")})
+    store = main.open_store(S3Store, request, stopping)
+    sent: list[object] = []
+
+    def send(request: object, **_: object) -> None:
+        sent.append(request)
+        raise EndpointConnectionError(endpoint_url="http://s3.test")
+
+    store._client.meta.events.register("before-send.s3", send)
+    if is_stopping:
+        stopping.set()
+    with pytest.raises(StorageUnavailableError):
+        store.put("key", b"data")
+    assert len(sent) == sends
 
 
 def test_damaged_result_is_a_data_error(worker: Worker) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from tandem_api.canonical import sha256_hex
-from tandem_api.contract import ENV_TERMINATION, StageRequest
+from tandem_api.contract import ENV_TERMINATION
 from tandem_api.errors import EXIT_DONE
 from tandem_api.store import S3Store
 from tandem_api.v1alpha1.status import Artifact
@@ -35,16 +36,11 @@ class ReadingStore(S3Store):
         return 0
 
 
-def open_reading(request: StageRequest) -> ReadingStore:
-    """The attempt's bucket."""
-    return ReadingStore(*worker.place(request.storage), attempts=worker.attempts(request))
-
-
 def main() -> int:
     """Do this machine's part. Returns the process's exit code; never raises."""
     if os.environ.get(ENV_NODE, "0") == "0":
         return worker.main()
-    code = worker.work(open_reading)
+    code = worker.work(partial(worker.open_store, ReadingStore))
     said = os.environ.get(ENV_TERMINATION)
     if code == EXIT_DONE and said:
         Path(said).write_text("")  # an empty result is none; why a machine failed it says itself

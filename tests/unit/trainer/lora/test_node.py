@@ -9,6 +9,7 @@ from tests.unit.trainer.test_main import REQUEST
 
 from tandem_api.contract import StorageRef
 from tandem_trainer import main as worker
+from tandem_trainer.context import Stopping
 from tandem_trainer.lora import node
 
 
@@ -21,7 +22,8 @@ def test_the_first_machine_is_an_ordinary_worker_and_the_others_write_nothing(mo
     assert node.main() == 0
     monkeypatch.setenv("NODE_RANK", "1")
     assert node.main() == 43
-    assert opened == [node.open_reading]
+    (open_store,) = opened
+    assert type(open_store(REQUEST, Stopping())) is node.ReadingStore
 
 
 @pytest.mark.parametrize(("code", "left"), [(0, ""), (42, "why")])
@@ -44,7 +46,7 @@ def test_only_a_failure_of_the_other_machines_is_told(
 def test_a_reading_store_sends_nothing(tmp_path: Path) -> None:
     # Nobody listens at this address: a request would fail.
     storage = StorageRef(bucket="bucket", endpoint="http://127.0.0.1:9")
-    store = node.open_reading(REQUEST.model_copy(update={"storage": storage}))
+    store = worker.open_store(node.ReadingStore, REQUEST.model_copy(update={"storage": storage}), Stopping())
     (tmp_path / "file").write_text("text")
     assert store.put("key", b"data").uri == "s3://bucket/key"
     assert store.put_folder("folder/", tmp_path).count == 1
