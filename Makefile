@@ -16,7 +16,7 @@ demo: environment
 examples: environment
 	$(PYTHON) examples/run_all.py
 
-test: lint unit chart engine local cluster
+test: lint unit chart engine local cluster faults
 
 lint: environment
 	$(PYTHON) -m ruff check .
@@ -34,7 +34,7 @@ chart: environment
 	$(PYTHON) -m pytest tests/chart -q
 
 engine: environment
-	$(PYTHON) -m pytest tests/engine -q
+	$(PYTHON) -m pytest tests/engine -q -n 2 --dist loadfile
 
 local: environment
 	$(PYTHON) -m pytest tests/local -q
@@ -45,7 +45,7 @@ cluster: environment
 
 # Faults on a real API server with scripted pods: the part for every day. `make cluster` has built what it needs.
 faults: environment
-	$(PYTHON) -m pytest tests/faults -q -n 3 --dist loadfile
+	$(PYTHON) -m pytest tests/faults -q -n 4 --dist loadfile --no-loadscope-reorder
 
 # All of them, on one machine too: hours.
 test-faults: environment

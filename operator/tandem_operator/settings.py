@@ -83,7 +83,7 @@ class OperatorSettings(_Settings):
     """After this an unschedulable pod is told about."""
     resync_seconds: int = Field(600, ge=1)
     """Every run is looked at again at least this often."""
-    poll_seconds: int = Field(5, ge=1)
+    poll_seconds: int = Field(10, ge=1)
     """A run that goes on is looked at again at least this often."""
     workers: int = Field(8, ge=1, le=64)
     """Runs that are reconciled at once."""

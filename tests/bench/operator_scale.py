@@ -36,7 +36,7 @@ from tandem_api.contract import StageRequest
 from tandem_api.v1alpha1.run import KIND
 
 #: A Lease that a busy machine does not lose, and waits as they are by default.
-SETTINGS: Final[dict[str, Any]] = {"lease": {"durationSeconds": 60, "renewSeconds": 5}, "pollSeconds": 5}
+SETTINGS: Final[dict[str, Any]] = {"lease": {"durationSeconds": 60, "renewSeconds": 5}}
 _RUN: Final = re.compile(r"run-\d{4}")
 _BUCKET: Final = re.compile(r'^tandem_reconcile_duration_seconds_bucket\{le="([^"]+)"\} (\S+)$', re.MULTILINE)
 _RUNS: Final = re.compile(r"^tandem_runs\{[^}]*\} (\S+)$", re.MULTILINE)

@@ -127,7 +127,7 @@ def test_data_that_changes_under_a_run_is_refused(engine, monkeypatch):
     process = engine.start("--latency", "0.05")
     engine.wait_for("calls", lambda: engine.calls().total() > 30)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     path = engine.folder / "validation.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     monkeypatch.setattr(engine, "write", lambda: engine.folder / "run.yaml")

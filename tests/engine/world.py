@@ -142,7 +142,7 @@ class Engine:
                 continue
         return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
-    def wait_for(self, what: str, happened: Any, timeout: float = 60) -> None:
+    def wait_for(self, what: str, happened: Any, timeout: float = 300) -> None:
         deadline = time.monotonic() + timeout
         while not happened():
             assert time.monotonic() < deadline, f"{what} did not happen in {timeout} s\n{self.logs()}"

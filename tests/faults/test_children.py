@@ -67,7 +67,12 @@ def job(propagation: str) -> Delete:
 
 def _collect(world: World, found: Object) -> bool:
     """As the controller that collects ended Jobs does, if somebody has given them a time to live."""
-    world.api.patch("Job", world.namespace, found["metadata"]["name"], {"spec": {"ttlSecondsAfterFinished": 0}})
+    try:
+        world.api.patch("Job", world.namespace, found["metadata"]["name"], {"spec": {"ttlSecondsAfterFinished": 0}})
+    except ApiError as error:
+        if error.status == 404:  # the operator was faster
+            return False
+        raise
     return True
 
 

@@ -28,7 +28,7 @@ _ANSWER_SECONDS: Final = 3.0
 #: Head and body.
 _ANSWER_BYTES: Final = 64 * 1024
 #: A worker is asked how far it is at most this often.
-PROGRESS_SECONDS: Final = 10.0
+PROGRESS_SECONDS: Final = 5.0
 #: What a server said last stands for so long when it does not answer.
 KEPT_SECONDS: Final = 20.0
 _REMEMBERED: Final = 4096

@@ -245,10 +245,10 @@ def test_progress_is_asked_for_rarely_and_its_rest_runs_down():
     asking = Asking(fetch, clock=lambda: now[0])
     pod = {"metadata": {"uid": "u"}, "status": {"podIP": "10.0.0.1"}}
     assert asking.progress(pod).eta_seconds == 30
-    now[0] = 9
-    assert asking.progress(pod).eta_seconds == 21
+    now[0] = 4
+    assert asking.progress(pod).eta_seconds == 26
     assert asked == [("10.0.0.1", 8080, "/progress")]
-    now[0] = 10
+    now[0] = 5
     assert asking.progress(pod).eta_seconds == 30
 
 

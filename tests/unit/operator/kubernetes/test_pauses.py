@@ -102,7 +102,7 @@ def test_a_run_that_goes_on_steadily_rests(stage):
     world.until(lambda w: w.works(stage))
     world.turns(4)
     assert world.quiet_writes() == []
-    assert world.look().requeue_seconds == 5
+    assert world.look().requeue_seconds == 10
 
 
 def test_an_expected_end_that_trembles_is_not_told():
@@ -138,4 +138,4 @@ def test_passes_are_asked_for_soon_only_while_something_is_on_its_way():
 
     world.until(look)
     assert seen[True] == {2.0}
-    assert 5.0 in seen[False]
+    assert 10.0 in seen[False]
