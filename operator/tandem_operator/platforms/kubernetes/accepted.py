@@ -66,7 +66,7 @@ def load(children: Children, training_default: dict[str, Any]) -> tuple[Optimiza
 
 def _accepted(children: Children) -> Spec | None:
     """The spec with which the run began; None before that."""
-    stored = children.get("ConfigMap", names.spec_name(children.name))
+    stored = children.get("ConfigMap", names.spec_name(children.name), may_be_late=True)  # it never changes
     if stored is None:
         return None
     try:

@@ -66,8 +66,13 @@ class Children:
             "blockOwnerDeletion": True,
         }
 
-    def get(self, kind: str, name: str) -> Object | None:
-        """The child of that name; None where there is none, or another's."""
+    def get(self, kind: str, name: str, *, may_be_late: bool = False) -> Object | None:
+        """The child of that name; None where there is none, or another's. With `may_be_late` it may be what was a
+        moment ago, but None is always so."""
+        if may_be_late:
+            seen = self._ours(self.client.get(kind, self.namespace, name, may_be_late=True))
+            if seen is not None:
+                return seen
         return self._ours(self.client.get(kind, self.namespace, name))
 
     def of_kind(

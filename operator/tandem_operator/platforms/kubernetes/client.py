@@ -52,10 +52,14 @@ class Client:
         self._dynamic = DynamicClient(api, discoverer=lambda client, cache_file: None)
         self._resources = {kind: self._resource(kind, *where) for kind, where in _KINDS.items()}
 
-    def get(self, kind: str, namespace: str, name: str) -> Object | None:
-        """The object as it is stored now, or None when there is none."""
+    def get(self, kind: str, namespace: str, name: str, *, may_be_late: bool = False) -> Object | None:
+        """The object as it is stored now, or None when there is none. With `may_be_late` as the API server has seen it
+        last, which is as a rule the same, and costs no look at what is stored."""
+        version = "0" if may_be_late else None
         try:
-            return self._plain(self._dynamic.get(self._resources[kind], name, namespace, **_OPTIONS))
+            return self._plain(
+                self._dynamic.get(self._resources[kind], name, namespace, resource_version=version, **_OPTIONS)
+            )
         except ApiException as error:
             if error.status == NOT_FOUND:
                 return None

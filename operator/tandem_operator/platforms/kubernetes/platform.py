@@ -159,7 +159,8 @@ class KubernetesPlatform:
                 self.children.apply(policy)
 
     def _look_at_jobs(self, run: OptimizationRun) -> None:
-        """The task that is under way exactly, those before it out of the API server's cache. JobSets are few."""
+        """Out of the API server's cache. Only that there is no Job for the task under way must be so: it may have been
+        made a moment ago. JobSets are few."""
         if run.spec.training.backend == "jobset":
             # JobSet may be removed while a run goes on, and all JobSets with it.
             jobsets = self.children.of_kind(names.JOBSET, names.WORKER, none_if=(NOT_FOUND,))
@@ -171,11 +172,9 @@ class KubernetesPlatform:
             return
         self._jobs = {name_of(job): job for job in self.children.of_kind("Job", names.WORKER, may_be_late=True)}
         task = self._running_task(run.status)
-        job = self.children.get("Job", task) if task is not None else None
-        if job is not None:
-            self._jobs[name_of(job)] = job
-        elif task is not None:
-            self._jobs.pop(task, None)
+        if task is not None and task not in self._jobs:
+            job = self.children.get("Job", task)
+            self._jobs |= {task: job} if job is not None else {}
 
     def _look_at_pods(self, run: OptimizationRun) -> list[Object]:
         """Out of the API server's cache; those of the task that is under way exactly, where it matters."""
@@ -216,8 +215,8 @@ class KubernetesPlatform:
         wanted = [("Service", names.serving_name(self.name))]
         if serving.hot_loads(run, self.around.settings):
             wanted.append(("ConfigMap", names.adapters_name(self.name)))
-        gone = (f"{kind} {name}" for kind, name in wanted if not self.around.client.get(kind, self.namespace, name))
-        return next(gone, None)
+        get = self.children.get
+        return next((f"{kind} {name}" for kind, name in wanted if get(kind, name, may_be_late=True) is None), None)
 
     def _has_left_pods(self, task: str) -> bool:
         """Whether an ended Job still has a pod that neither ends nor goes, and may hold an accelerator. Older clusters

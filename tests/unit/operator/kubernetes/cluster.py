@@ -64,7 +64,7 @@ class Cluster:
         self.crash: tuple[int, str] | None = None
         """(n, "before" or "after"): die at the n-th write, counted from 0."""
         self.past: dict[tuple[str, str, str], Object] | None = None
-        """What lists that may be late are made of; None: they are not late."""
+        """What reads that may be late are made of; None: they are not late."""
         self.writes: list[str] = []
         """Every write of a client: "create Job reviews-0b-check-1"."""
         self._objects: dict[tuple[str, str, str], Object] = {}
@@ -73,9 +73,10 @@ class Cluster:
 
     # What the client does.
 
-    def get(self, kind: str, namespace: str, name: str) -> Object | None:
+    def get(self, kind: str, namespace: str, name: str, *, may_be_late: bool = False) -> Object | None:
         self.before_call()
-        return copied(self._objects.get((kind, namespace, name)))
+        seen = self.past if may_be_late and self.past is not None else self._objects
+        return copied(seen.get((kind, namespace, name)))
 
     def list(
         self,

@@ -69,3 +69,18 @@ def test_a_job_that_is_deleted_by_hand_is_made_again_only_when_its_pod_has_ended
     assert world.succeeded[0] == "True"
     assert Counter(world.created("Job"))[deleted[0]] <= 2
     assert all(names.TASK in pod["metadata"]["labels"] for pod in world.pods(names.WORKER))
+
+
+def test_an_earlier_runs_spec_that_is_still_seen_does_not_hide_the_one_that_was_accepted() -> None:
+    world = World(manifest(strategy="p"))
+    world.until(lambda w: w.works("optimize"))
+    world.cluster.past = world.cluster.seen()
+    world.cluster.remove(world.run)
+    for kind in ("Deployment", "Service", "ConfigMap", "Job", "Pod"):  # the garbage collector
+        for thing in world.cluster.all(kind):
+            world.cluster.gone(thing)
+    world.cluster.add(manifest(strategy="w"))
+    world.turns(3)
+    world.edit(strategy="p -> w")
+    world.turns(3)
+    assert "the run goes on with the spec that it began with" in str(world.run["status"]["conditions"])

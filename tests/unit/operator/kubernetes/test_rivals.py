@@ -326,7 +326,7 @@ def test_nothing_of_a_later_run_is_deleted_by_an_operator_that_still_sees_the_ea
     before, reads = uids(world), world.cluster.get
     assert before
 
-    def lagging(kind, namespace, name):
+    def lagging(kind, namespace, name, *, may_be_late=False):
         return copied(earlier) if kind == earlier["kind"] else reads(kind, namespace, name)
 
     world.cluster.get = lagging
