@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
+
+from cachetools import TTLCache
 
 from tandem_api.adapters import AdaptersReport
 from tandem_api.contract import Progress
@@ -31,12 +34,15 @@ _ANSWER_BYTES: Final = 64 * 1024
 PROGRESS_SECONDS: Final = 5.0
 #: What a server said last stands for so long when it does not answer.
 KEPT_SECONDS: Final = 20.0
+#: Of how many pods it is known what they said last, and for how long after that.
 _REMEMBERED: Final = 4096
+_REMEMBERED_SECONDS: Final = 600.0
 #: Of one server; more than one has, and few enough to remember.
 _MODELS: Final = 100
 
 Fetch = Callable[[str, int, str], Any]
 _Known = TypeVar("_Known")
+_Memory: TypeAlias = TTLCache[str, _Known]
 
 
 def fetch_json(host: str, port: int, path: str) -> Any:
@@ -89,8 +95,9 @@ class Asking:
     def __init__(self, fetch: Fetch = fetch_json, clock: Callable[[], float] = time.monotonic) -> None:
         self._fetch = fetch
         self._clock = clock
-        self._progress: dict[str, tuple[float, Progress | None]] = {}
-        self._heard: dict[str, tuple[float, frozenset[str] | None]] = {}
+        self._lock = Lock()
+        self._progress: _Memory[tuple[float, Progress | None]] = TTLCache(_REMEMBERED, _REMEMBERED_SECONDS, clock)
+        self._heard: _Memory[tuple[float, frozenset[str] | None]] = TTLCache(_REMEMBERED, _REMEMBERED_SECONDS, clock)
         """By pod uid: when a server answered last, and its models; or when it was first asked, and None."""
 
     def servers(self, pods: Iterable[Object], *, with_sidecar: bool) -> dict[str, Answer]:
@@ -105,10 +112,12 @@ class Asking:
     def progress(self, pod: Object) -> Progress | None:
         """How far a worker is; its expected rest counts from now."""
         uid, now = pod["metadata"]["uid"], self._clock()
-        asked, known = self._progress.get(uid, (float("-inf"), None))
+        with self._lock:
+            asked, known = self._progress.get(uid, (float("-inf"), None))
         if now - asked >= PROGRESS_SECONDS:
             asked, known = now, self._worker(pod)
-            _remember(self._progress, uid, (asked, known))
+            with self._lock:
+                self._progress[uid] = asked, known
         if known is None or known.eta_seconds is None:
             return known
         return known.model_copy(update={"eta_seconds": max(0.0, known.eta_seconds - (now - asked))})
@@ -131,12 +140,14 @@ class Asking:
         models = listed.get("data") if isinstance(listed, dict) else None
         if isinstance(models, list):
             said = frozenset(str(model.get("id")) for model in models[:_MODELS] if isinstance(model, dict))
-            _remember(self._heard, uid, (now, said))
+            with self._lock:
+                self._heard[uid] = now, said
             return Answer(said, reached=True)
-        since, known = self._heard.get(uid, (now, None))
-        if known is not None and now - since <= KEPT_SECONDS:
-            return Answer(known, reached=True)
-        _remember(self._heard, uid, (since, None))
+        with self._lock:
+            since, known = self._heard.get(uid, (now, None))
+            if known is not None and now - since <= KEPT_SECONDS:
+                return Answer(known, reached=True)
+            self._heard[uid] = since, None
         return Answer(silent_seconds=now - since)
 
     def _worker(self, pod: Object) -> Progress | None:
@@ -146,10 +157,3 @@ class Asking:
             return Progress.model_validate(said) if said else None
         except ValueError:
             return None
-
-
-def _remember(memory: dict[str, _Known], uid: str, known: _Known) -> None:
-    """Of a bounded number of pods; those that are still there are soon asked again."""
-    if uid not in memory and len(memory) >= _REMEMBERED:
-        memory.clear()
-    memory[uid] = known

@@ -171,6 +171,20 @@ def test_what_is_remembered_is_bounded(monkeypatch):
     assert len(ask._heard) <= 3
 
 
+def test_pods_that_are_gone_are_forgotten_and_those_that_are_asked_are_not():
+    """What a thousand workers had said was kept until there were four times as many."""
+    ask, now = asker(lambda: None)
+    silent = {"metadata": {"uid": "silent", "name": "p"}, "status": {"podIP": "10.0.0.1"}}
+    for minute in range(60):
+        now[0] = 60.0 * minute
+        gone = {"metadata": {"uid": f"u{minute}", "name": "q"}, "status": {"podIP": "10.0.0.1"}}
+        ask.servers([silent, gone], with_sidecar=False)
+        ask.progress(gone)
+    assert ask.servers([silent], with_sidecar=False)["p"].silent_seconds == 59 * 60
+    assert len(ask._heard) <= 12
+    assert len(ask._progress) <= 11
+
+
 def test_only_several_pods_are_asked_at_once():
     threads = set()
 
