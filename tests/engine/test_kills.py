@@ -35,7 +35,7 @@ def assert_same_result(engine: Engine, undisturbed: Engine, *, kills: int = 1) -
     assert engine.processes() == []
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_the_engine_killed_before_any_write_converges(undisturbed, tmp_path, bucket, record_cases):
     reference, writes = undisturbed
     s3, environment = bucket

@@ -30,7 +30,7 @@ class RunLister:
         found: dict[Key, str] = {}
         for namespace in self._namespaces or (None,):
             for page in self._pages(namespace):
-                for item in page["items"]:
+                for item in page["items"] or ():  # null, of a list of nothing
                     meta = item["metadata"]
                     found[meta["namespace"], meta["name"]] = meta["resourceVersion"]
         return found

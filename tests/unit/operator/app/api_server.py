@@ -137,7 +137,9 @@ class ApiServer:
         if request.query.get("watch") == "true":
             return await self._watch(request, plural, namespace, int(request.query["resourceVersion"]))
         items = [o for (p, n, _), o in sorted(self._objects.items()) if p == plural and namespace in (None, n)]
-        listed = {"items": items, "metadata": {"resourceVersion": str(self._version)}}
+        # As Kubernetes 1.20 writes a list of nothing, if only metadata was asked for.
+        nothing = None if "as=PartialObjectMetadataList" in request.headers.get("Accept", "") else []
+        listed = {"items": items or nothing, "metadata": {"resourceVersion": str(self._version)}}
         return web.json_response(text=self._text(listed))
 
     async def _watch(self, request: web.Request, plural: str, namespace: str | None, since: int) -> web.StreamResponse:

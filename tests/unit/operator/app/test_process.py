@@ -233,6 +233,14 @@ def test_every_run_comes_up_again_in_a_resync(server: ApiServer) -> None:
     assert world.play(story)
 
 
+def test_a_cluster_without_runs_has_none(server: ApiServer) -> None:
+    """Each minute a warning said that the runs could not be listed, once the last one was gone."""
+    lister = RunLister(api_client(), ())
+    assert lister.versions() == {}
+    server.put("optimizationruns", "reviews")
+    assert list(lister.versions()) == [("team", "reviews")]
+
+
 def test_a_watch_that_fails_ends_the_process_and_frees_the_lease(server: ApiServer) -> None:
     world = World()
     server.put("optimizationruns", "reviews")
