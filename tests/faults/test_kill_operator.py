@@ -24,9 +24,10 @@ When = Literal["before", "after"]
 #: No run has as many writes: if it is reached, some write is another one each time, and the run would never end.
 LIMIT = 500
 #: Runs side by side.
-PARALLEL = 3
+PARALLEL = 6
 #: Of the operators: nobody but the killer ends them. A new one is the same pod, and need not wait for the Lease.
-SETTINGS = {"lease": LONG_LEASE}
+#: The undisturbed run is compared with for longer than an hour, after which its Jobs would be collected.
+SETTINGS = {"lease": LONG_LEASE, "jobTtlSeconds": 86_400}
 #: Of what is written and does not tell one write from another.
 _PASSING = frozenset({"resourceVersion", "managedFields", "lastTimestamp", "firstTimestamp", "count"})
 
