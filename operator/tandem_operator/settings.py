@@ -85,7 +85,7 @@ class OperatorSettings(_Settings):
     """Every run is looked at again at least this often."""
     poll_seconds: int = Field(10, ge=1)
     """A run that goes on is looked at again at least this often."""
-    workers: int = Field(8, ge=1, le=64)
+    workers: int = Field(4, ge=1, le=64)
     """Runs that are reconciled at once."""
     job_ttl_seconds: int = Field(3600, ge=0)
     """How long a Job stays after its result is in the status."""

@@ -265,7 +265,7 @@ def test_the_operator_has_the_verbs_that_it_uses_and_no_other(render: Render) ->
         "services": "get create patch delete",
         "configmaps": "get create patch delete",
         "networkpolicies": "get create patch delete",
-        "pods": "get list watch patch",
+        "pods": "get list watch patch delete",
         "events": "get list create patch",
     }
     assert verbs("Role/tandem-operator-lease") == {"leases": "create get update"}

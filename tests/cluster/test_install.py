@@ -68,7 +68,7 @@ def test_the_resource_definition_is_what_the_models_say(operator: Cluster) -> No
         ("watch", "networkpolicies.networking.k8s.io", False),
         ("update", "configmaps", False),
         ("patch", "pods", True),
-        ("delete", "pods", False),
+        ("delete", "pods", True),
         ("get", "secrets", False),
         ("list", "secrets", False),
         ("create", "pods", False),

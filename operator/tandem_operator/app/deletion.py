@@ -18,8 +18,8 @@ from tandem_operator.platforms.kubernetes.children import Children, RefusedError
 from tandem_operator.platforms.kubernetes.client import FORBIDDEN, NOT_FOUND
 from tandem_operator.platforms.kubernetes.events import post
 from tandem_operator.platforms.kubernetes.platform import KubernetesPlatform, Surroundings
-from tandem_operator.platforms.kubernetes.pod_state import has_ended, holds, is_going, time_of
-from tandem_operator.platforms.kubernetes.task_state import is_over, task_of
+from tandem_operator.platforms.kubernetes.pod_state import has_ended, holds, is_going, is_orphan, time_of
+from tandem_operator.platforms.kubernetes.task_state import is_over, ran_out_of_time, task_of
 
 Object = dict[str, Any]
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 #: When something is on its way that no watch tells of at once: a server that becomes ready, a pod that goes.
 SOON_SECONDS = 2.0
 #: After this the resource goes, whatever stands in the way: a dead node, a queue, an object store that is gone.
-LIMIT_SECONDS = jobs.TRAINING_GRACE_SECONDS + jobs.CLEANUP_SECONDS + 60
+LIMIT_SECONDS = jobs.TRAINING_GRACE_SECONDS + 3 * jobs.CLEANUP_SECONDS + 60
 _TOO_MANY = 429
 _GONE = Outcome(None, None)
 
@@ -37,47 +37,56 @@ def finish_deletion(around: Surroundings, raw: Object) -> Outcome:
     metadata, client = raw["metadata"], around.client
     if names.FINALIZER not in metadata.get("finalizers", []):
         return _GONE  # the garbage collector does the rest
-    namespace, cleanup_name = metadata["namespace"], names.cleanup_name(metadata["name"])
-    children = Children(client, raw)
+    children, cleanup_name = Children(client, raw), names.cleanup_name(metadata["name"])
     KubernetesPlatform(around, children).release()
-    over: list[tuple[str, Object]] = []
-    # The JobSet first: it would make its Job again.
-    has_jobsets = (raw["spec"].get("training") or {}).get("backend") == "jobset"
-    for kind in (names.JOBSET, "Job") if has_jobsets else ("Job",):
-        # A cluster may have no JobSets (any more), or an operator no right to them: then there are none of ours.
-        none_if = (FORBIDDEN, NOT_FOUND) if kind == names.JOBSET else ()
-        for job in children.of_kind(kind, names.WORKER, none_if=none_if):
-            if is_over(job):
-                over.append((kind, job))
-            elif not is_going(job):
-                client.delete(kind, namespace, job["metadata"]["name"], uid=job["metadata"]["uid"])
-    # After the Jobs: one that still was there may have made a pod meanwhile.
-    alive = [pod for pod in children.of_kind("Pod", names.WORKER) if not has_ended(pod)]
-    for kind, job in over:
-        # It may have left a pod: `KubernetesPlatform.tidy`.
-        if not is_going(job) and task_of(job) in map(task_of, alive):
-            client.delete(kind, namespace, job["metadata"]["name"], uid=job["metadata"]["uid"])
-    cleanup = client.get("Job", namespace, cleanup_name)
-    labels = (cleanup or {"metadata": {}})["metadata"].get("labels") or {}
-    if cleanup is not None and labels.get(names.MANAGED_BY) != names.FIELD_MANAGER:
+    is_alive = _stop_workers(children)
+    cleanup = client.get("Job", children.namespace, cleanup_name)
+    if cleanup is not None and not names.is_managed(cleanup):
         return _give_up(around, raw, f"there is a Job {cleanup_name} that is not Tandem's")
     since = time_of(metadata["deletionTimestamp"])
     if since is not None and (datetime.now(UTC) - since).total_seconds() > LIMIT_SECONDS:
         if cleanup is not None:
-            client.delete("Job", namespace, cleanup_name, uid=cleanup["metadata"]["uid"])
+            children.remove("Job", cleanup)
         return _give_up(around, raw, f"they could not be removed within {LIMIT_SECONDS} s")
-    if alive:
+    if is_alive:
         return Outcome(SOON_SECONDS, None)  # they may still write
-    if cleanup is not None and labels.get(names.RUN_UID) != metadata["uid"]:
-        client.delete("Job", namespace, cleanup_name, uid=cleanup["metadata"]["uid"])
-        return Outcome(SOON_SECONDS, None)
     if cleanup is None:
         return _begin(around, raw)
+    if cleanup["metadata"]["labels"].get(names.RUN_UID) != children.uid:
+        children.remove("Job", cleanup)  # an earlier run's of the same name
+        return Outcome(SOON_SECONDS, None)
     if not is_over(cleanup):
         return Outcome(SOON_SECONDS, None)
-    if not holds(cleanup, "Complete"):
+    if holds(cleanup, "Complete"):
+        return _let_go(around, raw)
+    if not ran_out_of_time(cleanup):
         return _give_up(around, raw, f"the Job {cleanup_name} failed")
-    return _let_go(around, raw)
+    children.remove("Job", cleanup)  # its node may be lost: the next one may get another
+    return Outcome(SOON_SECONDS, None)
+
+
+def _stop_workers(children: Children) -> bool:
+    """Delete what works for the run; whether a pod of it has not ended yet."""
+    # The JobSet first: it would make its Job again. A cluster may have no JobSets (any more), or an operator no right
+    # to them: then there are none of ours.
+    uses_jobsets = (children.raw["spec"].get("training") or {}).get("backend") == "jobset"
+    jobsets = children.of_kind(names.JOBSET, names.WORKER, none_if=(FORBIDDEN, NOT_FOUND)) if uses_jobsets else []
+    made = [(names.JOBSET, jobset) for jobset in jobsets]
+    made += [("Job", job) for job in children.of_kind("Job", names.WORKER)]
+    for kind, job in made:
+        if not is_over(job) and not is_going(job):
+            children.remove(kind, job)
+    # After the Jobs: one that still was there may have made a pod meanwhile.
+    pods = children.of_kind("Pod", names.WORKER)
+    alive = [pod for pod in pods if not has_ended(pod)]
+    tasks = set(map(task_of, alive))
+    for kind, job in made:
+        # It has left a pod: `KubernetesPlatform.tidy`.
+        if is_over(job) and not is_going(job) and task_of(job) in tasks:
+            children.remove(kind, job)
+    for pod in filter(is_orphan, pods):
+        children.remove("Pod", pod)
+    return bool(alive)
 
 
 def _begin(around: Surroundings, raw: Object) -> Outcome:

@@ -19,6 +19,7 @@ from tandem_operator.platforms.kubernetes.accepted import InvalidRunError
 from tandem_operator.platforms.kubernetes.children import Children, RefusedError, TryAgainError
 from tandem_operator.platforms.kubernetes.events import post
 from tandem_operator.platforms.kubernetes.platform import KubernetesPlatform, Surroundings
+from tandem_operator.platforms.kubernetes.pod_state import is_orphan, name_of
 from tandem_operator.reconcile import reconcile
 from tandem_operator.snapshot import Blocked
 
@@ -45,6 +46,7 @@ class Passes:
         raw = self._around.client.get(KIND, namespace, name)
         of_uid, blocked = self._refused.pop((namespace, name), ("", None))
         if raw is None:
+            self._end_orphans(namespace, name)
             return Outcome(None, None)
         if raw["metadata"].get("deletionTimestamp"):
             return finish_deletion(self._around, raw)
@@ -78,6 +80,12 @@ class Passes:
         # As it was accepted: what is stored by now may be anything.
         run = platform.loaded.model_copy(update={"status": result.status})
         return Outcome(self._next(run, result.status, is_released=result.finished), run)
+
+    def _end_orphans(self, namespace: str, name: str) -> None:
+        """The workers that Jobs of a run that is gone have left behind: the garbage collector knows nothing of them."""
+        client, labels = self._around.client, {names.RUN: name, names.COMPONENT: names.WORKER}
+        for pod in filter(is_orphan, client.list("Pod", namespace, labels=labels, may_be_late=True)):
+            client.delete("Pod", namespace, name_of(pod), uid=pod["metadata"]["uid"])
 
     def _tell_of_what_has_no_effect(self, raw: Object) -> None:
         if raw["spec"].get("tracking") is not None:

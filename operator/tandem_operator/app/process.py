@@ -24,6 +24,8 @@ from tandem_operator.settings import OperatorSettings
 #: How long passes that run may go on after SIGTERM.
 GRACE_SECONDS = 20.0
 _WATCH_END_SECONDS = 3.0
+#: What runs are made of is listed at the start, after the runs themselves: a run was looked at then, or will be soon.
+LISTED_SECONDS = 30.0
 #: Each run is due once in a resync period: the rounds begin a little more often, and spread over the rest.
 _RESYNC_ROUND, _RESYNC_SPREAD = 0.9, 0.1
 _ASK_SECONDS = 10.0
@@ -100,9 +102,9 @@ class Operator:
         """The watch tells of a run."""
         self._loop.call_soon_threadsafe(self._on_run, key, version, deleted)
 
-    def child_changed(self, key: Key) -> None:
+    def child_changed(self, key: Key, *, listed: bool) -> None:
         """The watch tells of something that a run is made of."""
-        self._loop.call_soon_threadsafe(self._queue.add, key)
+        self._loop.call_soon_threadsafe(self._queue.add, key, LISTED_SECONDS if listed else 0.0)
 
     def _on_run(self, key: Key, version: str, deleted: bool) -> None:
         if deleted:

@@ -23,6 +23,8 @@ from tandem_operator.app import retry
 #: (namespace, name) of a run.
 Key = tuple[str, str]
 
+#: Between two passes over a run. What happens meanwhile comes in bursts, and a pass answers all of it.
+APART_SECONDS = 1.0
 #: After a failure, an event brings a run back no sooner than this.
 EVENT_PAUSE_SECONDS = 5.0
 #: The dispatcher looks up at least this often, so that its life can be told from its death.
@@ -172,6 +174,10 @@ class WorkQueue:
     def _after_success(self, key: Key, outcome: Outcome, seconds: float) -> None:
         self._failures.pop(key, None)
         self._monitor.passed(key, outcome, seconds)
+        if outcome.run is not None:
+            self._not_before[key] = self._clock() + APART_SECONDS
+            if key in self._due:
+                self._due[key] = max(self._due[key], self._not_before[key])
         if outcome.requeue_seconds is not None:
             self.add(key, outcome.requeue_seconds)
 

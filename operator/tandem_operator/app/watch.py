@@ -36,8 +36,9 @@ class Listener(Protocol):
     def run_changed(self, key: Key, version: str, *, deleted: bool) -> None:
         """A run is new, changed or deleted; at the start every run is told of once."""
 
-    def child_changed(self, key: Key) -> None:
-        """Something of the run has changed."""
+    def child_changed(self, key: Key, *, listed: bool) -> None:
+        """Something of the run has changed. `listed`: it is there, and may have changed while nobody watched; at the
+        start that is told of everything."""
 
 
 def handlers(listener: Listener) -> kopf.OperatorRegistry:
@@ -60,7 +61,7 @@ def handlers(listener: Listener) -> kopf.OperatorRegistry:
         meta = event["object"]["metadata"]
         run = (meta.get("labels") or {}).get(RUN)
         if run:
-            listener.child_changed((meta["namespace"], run))
+            listener.child_changed((meta["namespace"], run), listed=event["type"] is None)
 
     for group, version, plural in CHILDREN:
         kopf.on.event(group, version, plural, id=plural, registry=registry)(child_changed)

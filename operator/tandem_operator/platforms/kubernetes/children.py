@@ -93,7 +93,12 @@ class Children:
         """The child goes, unless it is a later run's of the same name."""
         thing = self.get(kind, name)
         if thing is not None:
-            self.client.delete(kind, self.namespace, name, uid=thing["metadata"]["uid"])
+            self.remove(kind, thing)
+
+    def remove(self, kind: str, thing: Object, *, propagation: str = "Background") -> None:
+        """That very object goes, and no other one of its name."""
+        uid = thing["metadata"]["uid"]
+        self.client.delete(kind, self.namespace, name_of(thing), uid=uid, propagation=propagation)
 
     def save_status(self, status: Object) -> None:
         """Store the status. Raises ApiException 409 when somebody has written to the resource since it was read."""
@@ -145,12 +150,12 @@ class Children:
         if known is None or self._ours(known) is not None:
             return
         name = name_of(known)
-        if (known["metadata"].get("labels") or {}).get(names.MANAGED_BY) != names.FIELD_MANAGER:
+        if not names.is_managed(known):
             fix = "delete it, or create the run under another name"
             said = f"the run needs a {kind} {name!r}, but there is one that is not Tandem's; {fix}"
             raise RefusedError(Blocked("NameTaken", said))
         self.check_fresh()
-        self.client.delete(kind, self.namespace, name, uid=known["metadata"]["uid"])
+        self.remove(kind, known)
         raise TryAgainError(f"the {kind} {name} belongs to an earlier run")
 
 

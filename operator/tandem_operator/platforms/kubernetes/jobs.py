@@ -20,8 +20,8 @@ TERMINATION_FILE = "/dev/termination-log"
 MODEL_KEY = "API_KEY"
 #: How long a worker may take to keep what it has after SIGTERM; a training one writes a checkpoint.
 GRACE_SECONDS, TRAINING_GRACE_SECONDS = 30, 120
-#: After this the removal of a deleted run's objects is given up, so that the resource does not stay for ever.
-CLEANUP_SECONDS = 300
+#: After this the Job that removes a deleted run's objects is made anew: it may wait for a node that is lost.
+CLEANUP_SECONDS = 100
 #: Kubernetes minor versions that know a Job's podFailurePolicy and podReplacementPolicy without a feature gate.
 POD_FAILURE_POLICY, POD_REPLACEMENT_POLICY = (1, 26), (1, 29)
 

@@ -55,6 +55,11 @@ def labels(run: str, uid: str, component: str, **more: str) -> dict[str, str]:
     }
 
 
+def is_managed(thing: dict[str, Any]) -> bool:
+    """Whether Tandem has made it: what others have made is never changed or deleted, whatever labels it bears."""
+    return bool((thing["metadata"].get("labels") or {}).get(MANAGED_BY) == FIELD_MANAGER)
+
+
 def child(run: OptimizationRun, name: str, component: str, owner: dict[str, Any] | None, **more: str) -> dict[str, Any]:
     """The metadata of an object that is made for a run; `owner`: what it is removed with; `more` as for `labels`."""
     return {

@@ -20,7 +20,14 @@ from tandem_operator.platforms.kubernetes.asking import Asking
 from tandem_operator.platforms.kubernetes.children import Children, only, refusals
 from tandem_operator.platforms.kubernetes.client import NOT_FOUND, Client
 from tandem_operator.platforms.kubernetes.events import post
-from tandem_operator.platforms.kubernetes.pod_state import has_ended, has_owner, is_going, name_of, starts_slowly
+from tandem_operator.platforms.kubernetes.pod_state import (
+    has_ended,
+    has_owner,
+    is_going,
+    is_orphan,
+    name_of,
+    starts_slowly,
+)
 from tandem_operator.platforms.kubernetes.pods import accelerators
 from tandem_operator.platforms.kubernetes.serving_state import observe_serving, pods_to_ask
 from tandem_operator.platforms.kubernetes.task_state import current, is_over, lacks_pods, observe_task, task_of
@@ -62,6 +69,8 @@ class KubernetesPlatform:
     """By task: what holds its Job."""
     _lively: frozenset[str] = frozenset()
     """Tasks of which there is a pod that has not ended, as far as is known."""
+    _orphans: tuple[Object, ...] = ()
+    """Workers that their Job has left behind."""
     _deployment: Object | None = None
 
     @property
@@ -85,6 +94,7 @@ class KubernetesPlatform:
         pods = self._look_at_pods(run)
         workers = _of(pods, names.WORKER)
         self._lively = frozenset(task_of(pod) for pod in workers if not has_ended(pod))
+        self._orphans = tuple(filter(is_orphan, workers))
         self._deployment = self.children.get("Deployment", names.serving_name(self.name))
         now = datetime.now(UTC)
         return Observed(
@@ -136,6 +146,8 @@ class KubernetesPlatform:
                 self.children.delete("ConfigMap", name)
                 ttl = {"spec": {"ttlSecondsAfterFinished": self.around.settings.job_ttl_seconds}}
                 client.patch(kind, self.namespace, name_of(holder), {**only(holder), **ttl})
+        for pod in self._orphans:
+            self.children.remove("Pod", pod)
         if status.finished is not None and self._deployment is not None:
             self.release()
 
@@ -174,7 +186,8 @@ class KubernetesPlatform:
         task = self._running_task(run.status)
         if task is not None and task not in self._jobs:
             job = self.children.get("Job", task)
-            self._jobs |= {task: job} if job is not None else {}
+            if job is not None:
+                self._jobs[task] = job
 
     def _look_at_pods(self, run: OptimizationRun) -> list[Object]:
         """Out of the API server's cache; those of the task that is under way exactly, where it matters."""
@@ -288,8 +301,7 @@ class KubernetesPlatform:
         job = self._jobs.get(name)
         if job is not None and not is_going(job):
             kind, holder = self._holder(name)
-            uid = holder["metadata"]["uid"]
-            self.around.client.delete(kind, self.namespace, name_of(holder), uid=uid, propagation="Foreground")
+            self.children.remove(kind, holder, propagation="Foreground")
             self.children.delete("ConfigMap", name)
         self._jobs.pop(name, None)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from tandem_operator.platforms.kubernetes import names
 from tandem_operator.settings import OperatorSettings
 
 Object = dict[str, Any]
@@ -56,6 +57,12 @@ def name_of(thing: Object) -> str:
 def has_owner(thing: Object, kind: str) -> bool:
     """Whether it belongs to an object of that kind."""
     return any(owner.get("kind") == kind for owner in thing["metadata"].get("ownerReferences") or [])
+
+
+def is_orphan(pod: Object) -> bool:
+    """Whether somebody has deleted its Job and told its pods to stay (`--cascade=orphan`): nobody would end or collect
+    it."""
+    return names.is_managed(pod) and not pod["metadata"].get("ownerReferences") and not is_going(pod)
 
 
 def is_going(thing: Object) -> bool:

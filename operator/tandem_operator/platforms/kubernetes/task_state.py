@@ -45,6 +45,11 @@ def is_over(job: Object) -> bool:
     return holds(job, "Complete") or holds(job, "Failed")
 
 
+def ran_out_of_time(job: Object) -> bool:
+    """Whether the Job was ended because its time was over."""
+    return (condition(job, "Failed") or {}).get("reason") == "DeadlineExceeded"
+
+
 def current(pods: Iterable[Object]) -> list[Object]:
     """The newest pod of each of the task's machines, the first machine's first."""
     pods = list(pods)
@@ -170,8 +175,7 @@ def _ended(job: Object, pod: Object | None) -> TaskObservation:
     spoken = said if parse_termination(said) is not None else ""
     if holds(job, "Complete"):
         return TaskObservation("succeeded", 0, termination=spoken)
-    failed = condition(job, "Failed") or {}
-    if failed.get("reason") == "DeadlineExceeded":
+    if ran_out_of_time(job):
         # No exit code and no last word, so that a worker which stopped in good order is not taken for a preempted one
         # and given the same time again for ever.
         return TaskObservation(

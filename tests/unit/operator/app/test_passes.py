@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.unit.operator.kubernetes.cluster import refusal
 from tests.unit.operator.kubernetes.conftest import clock  # noqa: F401 - a fixture that all tests here use
@@ -11,6 +13,7 @@ from tests.unit.operator.kubernetes.world import World, leftovers, manifest, set
 from tandem_api.v1alpha1.run import KIND
 from tandem_operator.app.deletion import LIMIT_SECONDS
 from tandem_operator.platforms.kubernetes import names
+from tandem_operator.platforms.kubernetes.jobs import CLEANUP_SECONDS
 from tandem_operator.platforms.kubernetes.names import FINALIZER
 from tandem_trainer.cleanup import parse as parse_cleanup
 
@@ -152,6 +155,11 @@ def test_a_finished_run_without_a_time_stays():
     assert world.look().requeue_seconds is None
 
 
+def not_removed(world: World) -> list[str]:
+    """What was told of objects that stay in S3."""
+    return [e["message"] for e in world.cluster.all("Event") if e["reason"] == "StorageNotRemoved"]
+
+
 def test_a_run_of_which_nothing_is_to_be_removed_is_not_held():
     world = World()
     world.turns(3)
@@ -198,13 +206,12 @@ def test_a_deleted_run_goes_when_its_objects_are_removed(stage):
     assert world.cluster.names("Job") == ["reviews-cleanup"]
     left = [kind for kind in ("Deployment", "Service", "ConfigMap", "NetworkPolicy") if world.cluster.all(kind)]
     assert left == []
-    assert not any(e["reason"] == "StorageNotRemoved" for e in world.cluster.all("Event"))
+    assert not_removed(world) == []
 
 
 def told(world: World) -> str:
-    found = [e["message"] for e in world.cluster.all("Event") if e["reason"] == "StorageNotRemoved"]
-    assert len(found) == 1
-    return found[0]
+    (message,) = not_removed(world)
+    return message
 
 
 def test_a_cleanup_that_fails_lets_the_run_go_and_says_what_stays():
@@ -223,7 +230,7 @@ def test_a_cleanup_is_not_collected_before_its_end_was_seen():
     world.cluster.remove(world.run)
     world.until(is_gone, limit=15)
     assert world.created("Job").count("reviews-cleanup") == 1
-    assert not any(e["reason"] == "StorageNotRemoved" for e in world.cluster.all("Event"))
+    assert not_removed(world) == []
 
 
 def test_a_cleanup_that_does_not_end_holds_the_run_no_longer_than_the_limit():
@@ -236,6 +243,71 @@ def test_a_cleanup_that_does_not_end_holds_the_run_no_longer_than_the_limit():
     world.until(is_gone, limit=15)
     assert f"within {LIMIT_SECONDS} s" in told(world)
     assert world.cluster.find("Job", "reviews-cleanup") is None
+
+
+def test_a_cleanup_whose_node_was_lost_is_made_anew():
+    """The objects stayed in S3: its time was over, and nobody tried again."""
+    world = deleted()
+    lost: list[str] = []
+
+    def hold(pod):
+        if pod["metadata"]["labels"][names.COMPONENT] != names.CLEANUP:
+            return None
+        lost.extend([pod["metadata"]["uid"]] if not lost else [])
+        return {"phase": "Pending"} if pod["metadata"]["uid"] in lost else None
+
+    world.controllers.hold = hold
+    world.until(lambda world: lost, limit=15)
+    world.cluster.pass_time(CLEANUP_SECONDS)
+    world.until(is_gone, limit=15)
+    assert world.created("Job").count("reviews-cleanup") == 2
+    assert not_removed(world) == []
+
+
+def leave_pods(world: World, stage: str) -> dict[str, Any]:
+    """Delete a stage's Job as `kubectl delete --cascade=orphan` does; the pod that it leaves."""
+    job = next(job for job in world.cluster.all("Job") if stage in job["metadata"]["name"])
+    (pod,) = world.cluster.owned("Pod", job)
+    del pod["metadata"]["ownerReferences"]
+    world.cluster.remove(job)
+    return pod
+
+
+@pytest.mark.parametrize("ending", ["finished", "suspended", "deleted", "at once", "at work"])
+def test_a_worker_that_its_job_has_left_behind_is_ended(ending):
+    """It held its accelerator for as long as it liked, and stayed after the run."""
+    world = World(manifest(strategy="p", **(DELETE if ending != "at once" else {})))
+    if ending == "finished":
+        world.finish()
+    else:
+        world.until(lambda w: w.works("optimize"))
+        world.controllers.script = lambda request: None
+    pod = leave_pods(world, "evaluate" if ending == "finished" else "optimize")
+    if ending == "suspended":
+        world.edit(suspend=True)
+    elif ending in ("deleted", "at once"):
+        world.cluster.remove(world.run)
+    world.turns(4)
+    uids = [found["metadata"]["uid"] for found in world.cluster.all("Pod")]
+    assert pod["metadata"]["uid"] not in uids
+    if ending == "deleted":
+        world.until(is_gone, limit=15)
+        assert not_removed(world) == []
+
+
+@pytest.mark.parametrize("ending", ["at work", "finished", "deleted"])
+def test_a_pod_that_somebody_else_made_with_a_workers_labels_is_left_alone(ending):
+    """The operator deleted what a user had made to look at a network policy."""
+    world = World(manifest(strategy="p"))
+    world.until(lambda w: w.works("optimize"))
+    pod = leave_pods(world, "optimize")
+    del pod["metadata"]["labels"][names.MANAGED_BY]
+    if ending == "finished":
+        world.finish()
+    elif ending == "deleted":
+        world.cluster.remove(world.run)
+    world.turns(4)
+    assert pod["metadata"]["uid"] in [found["metadata"]["uid"] for found in world.cluster.all("Pod")]
 
 
 def test_a_namespace_that_goes_takes_no_new_jobs():
@@ -267,7 +339,7 @@ def test_a_pod_that_an_ended_job_has_left_does_not_hold_up_the_deletion():
     world.controllers.hold = lambda pod: {"phase": "Pending"} if pod["metadata"]["name"] == left else None
     world.cluster.remove(world.run)
     world.until(is_gone, limit=15)
-    assert "StorageNotRemoved" not in [event["reason"] for event in world.cluster.all("Event")]
+    assert not_removed(world) == []
 
 
 def test_a_pod_that_a_job_makes_while_its_run_is_deleted_is_waited_for(monkeypatch):

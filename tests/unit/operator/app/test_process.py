@@ -217,7 +217,25 @@ def test_a_watch_that_has_died_silently_is_found_out(server: ApiServer, monkeypa
         server.put("optimizationruns", "reviews")
         await until_async(lambda: operator.vitals().unseen > 0.4)
         # The run itself is looked at meanwhile.
-        assert len(world.calls) > before
+        await until_async(lambda: len(world.calls) > before)
+
+    assert world.play(story)
+
+
+def test_what_is_listed_at_the_start_brings_no_run_back_at_once(server: ApiServer) -> None:
+    """A thousand runs were looked at three times each when an operator started: for themselves, their Jobs and pods."""
+    world = World()
+    labels = {"app.kubernetes.io/managed-by": "tandem-operator", "tandem.dev/run": "reviews"}
+    server.put("optimizationruns", "reviews")
+    for number in range(3):
+        server.put("pods", f"pod-{number}", labels=labels)
+
+    async def story(operator: Operator, stop: asyncio.Event) -> None:
+        await until_async(lambda: world.calls)
+        await asyncio.sleep(3)  # the pods are listed, and another pass would have come
+        assert len(world.calls) == 1
+        server.put("pods", "pod-0", labels=labels)
+        await until_async(lambda: len(world.calls) == 2)
 
     assert world.play(story)
 

@@ -8,11 +8,13 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import pytest
 from kubernetes.client import ApiException
 from tests.unit.operator.app.helpers import Heard, until_async
 
+from tandem_api.v1alpha1 import OptimizationRun
 from tandem_operator.app import queue as queue_module
 from tandem_operator.app.queue import Key, Outcome, WorkQueue
 
@@ -134,6 +136,34 @@ def test_a_key_that_is_added_during_its_pass_is_done_again_after_it() -> None:
     play(script, story)
     assert script.count(A) == 2
     assert script.most_at_once[A] == 1
+
+
+def test_a_burst_of_events_costs_two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod that starts tells of itself several times, and each of our own writes comes back as an event."""
+    monkeypatch.setattr(queue_module, "APART_SECONDS", 0.5)
+    there = Outcome(None, cast(OptimizationRun, object()))
+    entered = threading.Event()
+
+    def answer(key: Key, call: int) -> Outcome:
+        if call == 1:
+            entered.set()
+            time.sleep(0.1)
+        return there
+
+    script = Script(answer)
+
+    async def story(queue: WorkQueue) -> None:
+        queue.add(A)
+        await until_async(entered.is_set)
+        for _ in range(20):  # during the first pass, and after it
+            queue.add(A)
+            await asyncio.sleep(0.01)
+        await until_async(lambda: script.count(A) == 2)
+        await asyncio.sleep(0.6)
+
+    play(script, story)
+    assert script.count(A) == 2
+    assert script.gaps(A)[0] >= 0.6
 
 
 def test_many_adds_from_all_sides_never_overlap_for_one_key() -> None:

@@ -25,12 +25,14 @@ class Heard:
     def __init__(self) -> None:
         self.runs: list[tuple[tuple[str, str], str, bool]] = []
         self.children: list[tuple[str, str]] = []
+        self.listed: list[bool] = []
 
     def run_changed(self, key: tuple[str, str], version: str, *, deleted: bool) -> None:
         self.runs.append((key, version, deleted))
 
-    def child_changed(self, key: tuple[str, str]) -> None:
+    def child_changed(self, key: tuple[str, str], *, listed: bool) -> None:
         self.children.append(key)
+        self.listed.append(listed)
 
 
 def resource(group: str, version: str, plural: str) -> Resource:
@@ -69,6 +71,7 @@ def test_children_name_the_run_of_their_label(where: tuple[str, str, str], kind:
     tell(heard, where, kind, {"name": "foreign", "namespace": "team", "labels": {"app": "x"}})
     tell(heard, where, kind, {"name": "bare", "namespace": "team"})
     assert heard.children == [("team", "reviews")]
+    assert heard.listed == [kind is None]
     assert heard.runs == []
 
 
