@@ -16,7 +16,7 @@ demo: environment
 examples: environment
 	$(PYTHON) examples/run_all.py
 
-test: lint unit chart engine local cluster
+test: lint unit chart engine local cluster faults
 
 lint: environment
 	$(PYTHON) -m ruff check .

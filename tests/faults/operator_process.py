@@ -25,7 +25,7 @@ SETTINGS: Final[dict[str, Any]] = {
     },
     "startFailureSeconds": 15,
     "unschedulableSeconds": 10,
-    "pollSeconds": 1,
+    "pollSeconds": 2,
     "lease": {"durationSeconds": 4, "renewSeconds": 1},
     "logFormat": "text",
 }

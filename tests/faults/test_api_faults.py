@@ -204,8 +204,9 @@ REFUSED: Final = (
     *(Refused(kind, 403, "log") for kind in ("get configmaps", "list jobs", "list pods", "get deployments")),
     *(Refused(kind, 403, "log") for kind in ("delete configmaps", "patch jobs", "delete deployments")),
 )
-#: A refused run is tried again every 15 s. One that only cannot be tidied goes on meanwhile: at most a write a second.
-QUIET_SECONDS, QUIET_WRITES = 32.0, 32
+#: A refused run is tried again every 15 s. One that only cannot be tidied goes on meanwhile, and its stages take no
+#: time here: it may write about as much as a whole run. Tried again without a pause it would write ten times a second.
+QUIET_SECONDS, QUIET_WRITES = 32.0, 64
 
 
 @pytest.mark.timeout(600)

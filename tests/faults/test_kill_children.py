@@ -20,7 +20,7 @@ from tests.engine.model import answer
 from tests.engine.worker import CONFIG
 from tests.faults.proxy import Answer, Call, CutError, FaultProxy, Forward
 from tests.faults.stages import LONG_LEASE
-from tests.faults.world import BATCH, World
+from tests.faults.world import BATCH, World, is_full
 from tests.faults.zygote import Forked, Start, Zygote
 from tests.scripted_lm.server import ScriptedServer
 from tests.unit.trainer.adapters.fake_vllm import metrics
@@ -132,7 +132,7 @@ def test_a_worker_killed_before_and_after_each_of_its_writes_ends_as_the_undistu
 ) -> None:
     world = make_world(lease=LONG_LEASE)
     world.operator.start()
-    world.apply_run(strategy="p -> w")
+    world.apply_run(strategy="p -> w" if is_full() else "p")
     world.wait_finished(seconds=600)
     world.operator.kill()
     calm, wanted = world.objects(), world.calls()
