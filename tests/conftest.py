@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from tests.faults import binaries
+from tests.layers import is_full, layer_of
 
 pytest_plugins = ["tests.cases"]
 
@@ -30,11 +31,19 @@ NEEDS = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    """The mark of what is too long for every day."""
+    config.addinivalue_line("markers", "full: runs when the variable TANDEM_<LAYER> is `full`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is not for every day, and what this machine cannot run."""
+    left_out = [item for item in items if item.get_closest_marker("full") and not is_full(layer_of(item.path))]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     required = os.environ.get("TANDEM_REQUIRED_LAYERS", "").split()
-    root = Path(__file__).parent
     for layer, distributions in NEEDS.items():
-        of_layer = [item for item in items if (root / layer) in item.path.parents]
+        of_layer = [item for item in items if layer_of(item.path) == layer]
         if not of_layer:
             continue
         missing = [name for name in distributions if not _is_installed(name)]

@@ -10,6 +10,8 @@ import pytest
 from tests.cluster.harness import Namespace, reviews
 
 SECONDS = 900
+#: A CPU takes a minute for each dozen with an adapter.
+EXAMPLES = 12
 
 
 def is_ready(pod: dict[str, Any]) -> bool:
@@ -22,6 +24,8 @@ def tuned(namespace: Namespace, name: str, **spec: Any) -> dict[str, Any]:
     run = reviews(namespace.name, name, strategy="w", **spec)
     run["spec"]["serving"] |= {"adapters": "reload", **spec.get("serving", {})}
     run["spec"]["evaluation"] = {"maxErrorRate": "0.9", "concurrency": 4}
+    for split in ("validation", "test"):
+        run["spec"]["data"][split]["limit"] = EXAMPLES
     return run
 
 
@@ -50,7 +54,7 @@ def follow(
     succeeded = namespace.condition(name, "Succeeded")
     assert succeeded["status"] == "True", succeeded
     candidates = [c for step in status["steps"] for c in step.get("candidates", []) if c.get("adapter")]
-    assert candidates and all(candidate["n"] == 24 for candidate in candidates)
+    assert candidates and all(candidate["n"] == EXAMPLES for candidate in candidates)
     return status, bare
 
 
@@ -72,7 +76,7 @@ def test_a_server_that_is_killed_in_mid_evaluation_has_its_adapter_back_before_i
     # Calls to the server that died were made again; none of them became an example's failure.
     uid = (namespace.run("hot") or {})["metadata"]["uid"]
     ledger = namespace.lines(f"{namespace.name}/hot/{uid}/steps/1-w/evaluate/ledger/")
-    assert len(ledger) == 24 and {line.get("status", "ok") for line in ledger} <= {"ok", "unparsable"}
+    assert len(ledger) == EXAMPLES and {line.get("status", "ok") for line in ledger} <= {"ok", "unparsable"}
 
 
 @pytest.mark.timeout(SECONDS + 120)

@@ -11,6 +11,8 @@ import pytest
 from tests.cluster.harness import OPERATOR_NAMESPACE, Namespace, reviews
 from tests.local.test_optimizers import EXAMPLES, STEPS
 
+#: The optimizers with a real model are also in tests/local, and killed pods in test_run.py, every day.
+pytestmark = pytest.mark.full
 RUN = "optimizers"
 SECONDS = 600
 #: Percent of a stage.

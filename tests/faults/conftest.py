@@ -27,8 +27,7 @@ _A_PART = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A mark, and the API server's certificate is one of its own making."""
-    config.addinivalue_line("markers", "full: not of the part for every day")
+    """The API server's certificate is one of its own making."""
     config.addinivalue_line("filterwarnings", "ignore::urllib3.exceptions.InsecureRequestWarning")
 
 
@@ -70,13 +69,9 @@ def world(make_world: Callable[..., World]) -> World:
     return make_world()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The soak takes longest, and waits most: side by side with it the others cost no time of their own."""
     items.sort(key=lambda item: item.path.name != "test_soak.py")
-    if not is_full():
-        left_out = [item for item in items if item.get_closest_marker("full")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import secrets
 import time
@@ -27,6 +26,7 @@ from typing import Any, Final, Self, TypeVar
 
 import zstandard
 from pydantic.alias_generators import to_camel
+from tests import layers
 from tests.faults.control_plane import OPERATOR_NAMESPACE, ControlPlane
 from tests.faults.kubelet import Kubelet
 from tests.faults.operator_process import OperatorProcess
@@ -364,4 +364,4 @@ def is_volatile(key: str) -> bool:
 
 def is_full() -> bool:
     """Whether everything is asked for, not only CI's part."""
-    return os.environ.get("TANDEM_FAULTS") == "full"
+    return layers.is_full("faults")
