@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 export HF_HUB_OFFLINE := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo examples test lint unit chart engine local cluster faults test-faults bench generate environment clean
+.PHONY: demo examples test lint unit docs chart engine local cluster faults test-faults bench generate environment clean
 
 environment:
 	@tools/environment
@@ -16,7 +16,7 @@ demo: environment
 examples: environment
 	$(PYTHON) examples/run_all.py
 
-test: lint unit chart engine local cluster faults
+test: lint unit docs chart engine local cluster faults
 
 lint: environment
 	$(PYTHON) -m ruff check .
@@ -29,6 +29,11 @@ lint: environment
 
 unit: environment
 	$(PYTHON) -m pytest tests/unit -q -n auto
+
+# The documentation's site, built with all warnings and tested.
+docs: environment
+	$(PYTHON) -m pytest tests/docs -q
+	@echo "the site: build/site/index.html"
 
 chart: environment
 	$(PYTHON) -m pytest tests/chart -q

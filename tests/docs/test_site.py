@@ -1,0 +1,128 @@
+"""The site as a reader's browser gets it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+from tests.docs.conftest import Site
+from tests.docs.environment import ROOT
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+#: What a browser fetches by itself. What it fetches only when somebody clicks is not among it.
+LOADING = {
+    "script": ("src",),
+    "img": ("src", "srcset"),
+    "source": ("src", "srcset"),
+    "iframe": ("src",),
+    "audio": ("src",),
+    "video": ("src", "poster"),
+    "embed": ("src",),
+    "object": ("data",),
+    "use": ("href", "xlink:href"),
+    "image": ("href", "xlink:href"),
+    "input": ("src",),
+}
+#: Of a <link>, these are fetched; the others say where something is.
+FETCHED = {"stylesheet", "icon", "shortcut", "preload", "prefetch", "preconnect", "dns-prefetch", "modulepreload"}
+#: At these the theme's script loads something: a library for diagrams, the figures of a repository.
+WAKING = (("class", "mermaid"), ("data-md-component", "source"))
+#: What a web view of the repository shows, too, however either writes it.
+STRUCTURE = ("h1", "h2", "h3", "h4", "li", "ol", "ul", "pre", "code", "table", "tr", "td", "img", "strong", "em", "a")
+
+
+class Elements(HTMLParser):
+    """The start tags of a page, or of its article alone."""
+
+    def __init__(self, html: str, within: str | None = None) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str]]] = []
+        self._within, self._is_in = within, within is None
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._is_in = self._is_in or tag == self._within
+        if self._is_in:
+            self.found.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._is_in = self._is_in and tag != self._within
+
+
+def test_it_is_built_without_a_warning(site: Site) -> None:
+    assert (site.code, "WARNING" in site.said) == (0, False), site.said
+    assert (site.folder / "search/search_index.json").stat().st_size > 100_000
+
+
+def foreign(text: str) -> bool:
+    """Whether an address leads to another host."""
+    return re.match(r"\s*([a-z][a-z0-9+.-]*:)?//", text, re.IGNORECASE) is not None
+
+
+def fetched(html: str) -> Iterator[str]:
+    """The addresses that a page makes a browser fetch."""
+    for tag, attributes in Elements(html).found:
+        names = LOADING.get(tag, ())
+        if tag == "link" and FETCHED & set(attributes.get("rel", "").split()):
+            names = ("href",)
+        for name in names:
+            yield from re.split(r",\s+|\s+\d+[wx]", attributes.get(name, ""))
+        yield from of_styles(attributes.get("style", ""))
+    yield from (address for style in re.findall(r"<style.*?</style>", html, re.DOTALL) for address in of_styles(style))
+
+
+def of_styles(css: str) -> list[str]:
+    """The addresses that a style sheet fetches."""
+    return re.findall(r"url\(\s*[\"']?([^\"')]+)", css) + re.findall(r"@import\s+[\"']([^\"']+)", css)
+
+
+def test_no_page_loads_anything_from_another_host(site: Site) -> None:
+    pages, styles = sorted(site.folder.rglob("*.html")), sorted(site.folder.rglob("*.css"))
+    assert len(pages) > 20
+    assert styles
+    found = {page: [*filter(foreign, fetched(page.read_text(encoding="utf-8")))] for page in pages}
+    found |= {style: [*filter(foreign, of_styles(style.read_text(encoding="utf-8")))] for style in styles}
+    assert {str(path): addresses for path, addresses in found.items() if addresses} == {}
+
+
+def test_no_page_has_what_the_themes_script_would_load_something_for(site: Site) -> None:
+    for page in site.folder.rglob("*.html"):
+        elements = Elements(page.read_text(encoding="utf-8")).found
+        assert [
+            attributes
+            for _, attributes in elements
+            if any(value in attributes.get(name, "").split() for name, value in WAKING)
+        ] == [], page
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<script src='//a.example/x.js'></script>",
+        "<link rel='shortcut icon' href='https://a.example/i.png'>",
+        "<img srcset='a.png 1x, https://a.example/b.png 2x'>",
+        "<p style='background: url(https://a.example/b.png)'>",
+        "<style>@import 'https://a.example/b.css';</style>",
+    ],
+)
+def test_the_search_finds_each_way_to_load(html: str) -> None:
+    assert any(map(foreign, fetched(html)))
+    assert not any(map(foreign, fetched("<a href='https://a.example'>a</a><link rel='canonical' href='https://a.b'>")))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_shows_what_the_repositorys_web_view_shows(site: Site, page: Path) -> None:
+    """The two read Markdown by different rules (lists above all): a page has to mean the same by both."""
+    plain = MarkdownIt("commonmark").enable("table").render(page.read_text(encoding="utf-8"))
+    html = (site.folder / page.with_suffix(".html").name).read_text(encoding="utf-8")
+    assert counted(Elements(html, "article")) == counted(Elements(plain))
+
+
+def counted(elements: Elements) -> Counter[str]:
+    is_ours = ("headerlink" not in attributes.get("class", "") for _, attributes in elements.found)
+    return Counter(tag for (tag, _), ours in zip(elements.found, is_ours, strict=True) if ours and tag in STRUCTURE)
