@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -127,6 +128,7 @@ def test_the_pages_have_whole_manifests_and_parts() -> None:
 OTHERS = {"OOMKilled", "OutOfMemory", "Evicted"}
 
 
+@cache
 def reasons() -> set[str]:
     """Every reason of a condition or an event, and every type of a condition."""
     written = {
