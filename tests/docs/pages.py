@@ -50,8 +50,10 @@ def spans() -> tuple[Piece, ...]:
 
 
 def command_lines(block: str) -> Iterator[str]:
-    """The commands of a block: lines that go on are joined, what follows a # is left out."""
-    for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+    """The commands of a block: lines that go on are joined, what follows a # is left out. Where some lines begin with a
+    $, the others are answers."""
+    text = re.sub(r"\\\n\s*", " ", block)
+    for line in re.findall(r"^\$ (.*)", text, re.MULTILINE) or text.splitlines():
         command = re.sub(r"(^|\s)#.*$", "", line).strip()
         if command:
             yield command

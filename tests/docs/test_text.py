@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -29,7 +30,9 @@ TROUBLE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
 
 # Commands.
 
-TANDEM = re.compile(r"^(?:\.venv/bin/|kubectl )?tandem (?P<rest>.*)$")
+TANDEM = re.compile(r"^(?:\.venv/bin/|kubectl )?tandem (?P<rest>[-a-z].*)$")
+#: What follows is the shell's, or another choice.
+OPERATOR = re.compile(r"[|&;<>()]+")
 
 
 def commands() -> Iterator[Piece]:
@@ -45,17 +48,25 @@ def test_a_command_of_tandem_is_one_that_it_takes(command: Piece) -> None:
     match = TANDEM.match(command.text)
     assert match
     # Pages write what may be left out as [--what DIR].
-    words = shlex.split(re.sub(r"[\[\]]", "", match["rest"]))
-    said = refused([word for word in words if word != "..."])
+    words = shlex.shlex(re.sub(r"[\[\]]", "", match["rest"]), posix=True, punctuation_chars=True)
+    given = itertools.takewhile(lambda word: not OPERATOR.fullmatch(word), words)
     # A sentence may name a command without all that it needs.
-    assert said is None or (command in set(spans()) and said == "MissingParameter")
+    allowed = {None, "MissingParameter", "BadOptionUsage"} if command in set(spans()) else {None}
+    assert refused([word for word in given if word != "..."]) in allowed
 
 
 def refused(words: list[str]) -> str | None:
-    """Why the command line is not one of `tandem`'s: the name of the error; None: it is one."""
+    """Why the command line is not one of `tandem`'s: the name of the error; None: it is one. Nothing is carried out."""
     command = typer.main.get_command(app)
-    while isinstance(command, TyperGroup) and words and not words[0].startswith("-"):
-        found = command.get_command(typer.Context(command), words.pop(0))
+    while isinstance(command, TyperGroup):
+        context = typer.Context(command)
+        options = {option for parameter in command.get_params(context) for option in parameter.opts}
+        while words and words[0].startswith("-"):
+            if words.pop(0) not in options:
+                return "NoSuchOption"
+        if not words:
+            return None
+        found = command.get_command(context, words.pop(0))
         if found is None:
             return "NoSuchCommand"
         command = found
@@ -75,6 +86,8 @@ def refused(words: list[str]) -> str | None:
         ("status x --no-such", "NoSuchOption"),
         ("logs x --stage no-such", "BadParameter"),
         ("run", "MissingParameter"),
+        ("--no-such", "NoSuchOption"),
+        ("--help", None),
         ("status x -n y", None),
     ],
 )
