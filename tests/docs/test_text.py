@@ -163,6 +163,16 @@ def test_every_reason_that_a_page_names_exists(name: str) -> None:
     assert words - reasons() - {"Delete", "Retain", "ReadWriteMany", "Api409"} == set()
 
 
+def test_every_metric_that_a_page_names_is_in_the_tables_of_metrics() -> None:
+    tables = [ROOT / "docs/cluster.md", *(ROOT / "docs").glob("metrics.md")]
+    explained = " ".join(page.read_text(encoding="utf-8") for page in tables)
+    pages = ("docs/operations.md", "docs/troubleshooting.md")
+    named = {piece.text for piece in spans() if piece.where.startswith(pages) and piece.text.startswith("tandem_")}
+    named = {name.split()[0] for name in named}
+    assert len(named) > 3
+    assert {name for name in named if f"`{name}`" not in explained} == set()
+
+
 def test_what_a_run_waits_for_and_fails_with_is_told_by_symptom() -> None:
     named = {*conditions.WAITING, conditions.INVALID, *error_codes()}
     # That one is no trouble.
