@@ -203,3 +203,51 @@ def test_every_message_that_it_quotes_is_one_of_the_codes() -> None:
 def is_like(message: str, text: str) -> bool:
     """Whether all that is written out in `message` is in `text`, in that order."""
     return re.search(".*".join(map(re.escape, message.split("..."))), text, re.DOTALL) is not None
+
+
+# Fields and values.
+
+CRD = yaml.safe_load((ROOT / "crds/tandem.dev_optimizationruns.yaml").read_text(encoding="utf-8"))
+SCHEMA = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+VALUES = yaml.safe_load((ROOT / "charts/tandem/values.yaml").read_text(encoding="utf-8"))
+#: A path, and perhaps a value: serving.adapters: merged, settings.workers=4.
+PATH = re.compile(r"(?P<path>[a-z][A-Za-z0-9]*(\.[a-z][A-Za-z0-9]*)+)(: .*|=.*)?")
+FILES = ("json", "jsonl", "yaml", "py", "md", "svg", "html", "txt", "css")
+
+
+def paths() -> Iterator[tuple[str, list[str]]]:
+    """(where, path) of everything in a sentence that is written as a path of a field or a value."""
+    for piece in spans():
+        match = PATH.fullmatch(piece.text)
+        if match is not None and not match["path"].endswith(tuple(f".{ending}" for ending in FILES)):
+            yield str(piece), match["path"].split(".")
+
+
+def has_field(schema: dict[str, Any], path: list[str]) -> bool:
+    """Whether objects of that schema have a field at the path."""
+    if not path or schema.get("x-kubernetes-preserve-unknown-fields"):
+        return True
+    fields = schema.get("items", schema)
+    below = fields.get("properties", {}).get(path[0], fields.get("additionalProperties"))
+    return isinstance(below, dict) and has_field(below, path[1:])
+
+
+def has_value(values: Any, path: list[str]) -> bool:
+    """Whether there is such a value, or an empty object that may hold one."""
+    if not path or values == {}:
+        return True
+    return isinstance(values, dict) and path[0] in values and has_value(values[path[0]], path[1:])
+
+
+def test_every_field_of_a_run_that_a_page_names_exists() -> None:
+    tops = SCHEMA["spec"]["properties"].keys()
+    named = {where: path if path[0] in SCHEMA else ["spec", *path] for where, path in paths()}
+    named = {where: path for where, path in named.items() if path[0] == "status" or path[1] in tops}
+    assert len(named) > 40
+    assert {where for where, path in named.items() if not has_field({"properties": SCHEMA}, path)} == set()
+
+
+def test_every_value_of_the_chart_that_a_page_names_exists() -> None:
+    named = {where: path for where, path in paths() if path[0] in VALUES}
+    assert len(named) > 15
+    assert {where for where, path in named.items() if not has_value(VALUES, path)} == set()
