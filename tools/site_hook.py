@@ -25,7 +25,9 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BESIDE = "repository/"
 #: Code first, so that nothing in it is taken for a link.
-LINK = re.compile(r"^ *```.*?^ *```|`[^`\n]*`|(?<=\]\()(?P<link>[^)\s]+)(?=\))", re.DOTALL | re.MULTILINE)
+LINK = re.compile(
+    r"^ *(?P<fence>`{3,}).*?^ *(?P=fence)|`[^`\n]*`|(?<=\]\()(?P<link>[^)\s]+)(?=\))", re.DOTALL | re.MULTILINE
+)
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -37,16 +39,16 @@ def on_config(config: MkDocsConfig) -> None:
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add a page for each file beside docs/ that is linked to."""
-    left = [Path(str(file.abs_src_path)) for file in files.documentation_pages()]
+    left = [(Path(str(file.abs_src_path)), file.content_string) for file in files.documentation_pages()]
     while left:
-        source = left.pop()
-        for link in _links(source.read_text(encoding="utf-8")):
+        source, text = left.pop()
+        for link in _links(text):
             target, _ = target_of(source, link)
             if target is None or DOCS in target.parents or files.get_file_from_path(uri(target)) is not None:
                 continue
-            page = File.generated(config, uri(target), content=page_of(target), inclusion=InclusionLevel.NOT_IN_NAV)
-            files.append(page)
-            left += [target] if target.suffix == ".md" else []
+            content = page_of(target)
+            files.append(File.generated(config, uri(target), content=content, inclusion=InclusionLevel.NOT_IN_NAV))
+            left.append((target, content))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -61,6 +61,21 @@ def test_it_is_built_without_a_warning(site: Site) -> None:
     assert (site.folder / "search/search_index.json").stat().st_size > 100_000
 
 
+def test_files_beside_the_pages_are_shown_where_they_are_linked_to(site: Site) -> None:
+    linked = [given["href"] for tag, given in of_page(site.folder / "quickstart-cluster.html").found if tag == "a"]
+    name = "repository/examples/reviews/cluster.yaml.html"
+    assert name in linked
+    shown = re.sub(r"<[^>]*>", "", (site.folder / name).read_text(encoding="utf-8"))
+    assert "credentialsSecret: s3-credentials" in shown
+
+
+def test_links_to_other_hosts_are_well_formed(site: Site) -> None:
+    linked = {given.get("href", "") for page in site.folder.rglob("*.html") for _, given in of_page(page).found}
+    others = {link for link in linked if re.match(r"[a-z]+:", link)}
+    assert "https://arxiv.org/abs/2407.10930" in others
+    assert [link for link in others if not re.fullmatch(r"https://([\w-]+\.)+[a-z]+(/[\w./#~%-]*)?", link)] == []
+
+
 def foreign(text: str) -> bool:
     """Whether an address leads to another host."""
     return re.match(r"\s*([a-z][a-z0-9+.-]*:)?//", text, re.IGNORECASE) is not None
