@@ -164,10 +164,8 @@ def _targets_were_found(server: Prometheus) -> None:
     """The operator, and each kind of pod of the run, with the run's name."""
     for job in ("tandem-metrics", *(f"tandem-system/tandem-runs/{port}" for port in ("progress", "http", "adapters"))):
         assert server.so_far(f'up{{job="{job}"}} == 1'), job
-    (name,) = {
-        one["metric"].get("name") for one in server.so_far('{__name__=~"tandem_worker_.*|vllm:.*|tandem_adapter_.*"}')
-    }
-    assert name == "run"
+    of_pods = server.so_far('{__name__=~"tandem_worker_.*|vllm:.*|tandem_adapter_.*"}')
+    assert {series["metric"].get("name") for series in of_pods} == {"run"}
 
 
 def _answers(server: Prometheus, panel: Object) -> list[Object]:
