@@ -1,4 +1,8 @@
-"""A real Prometheus, set up by what the chart renders for the Prometheus Operator."""
+"""A real Prometheus, set up by what the chart renders for the Prometheus Operator.
+
+Debian builds it without the discovery of Kubernetes' pods. A thread here stands in for that: it writes the pods of the
+API server down with the same labels, and Prometheus reads them as a file. Everything after that is Prometheus' own.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -17,6 +22,7 @@ from typing import Any, Final
 
 import urllib3
 import yaml
+from tests.faults.api import Api
 from tests.faults.control_plane import OPERATOR_NAMESPACE, ROOT, ControlPlane, until
 
 from tandem_operator.platforms.local.machine import LOOPBACK, free_port
@@ -28,6 +34,9 @@ Object = dict[str, Any]
 SCRAPE: Final = "500ms"
 _KINDS: Final = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
 _START_SECONDS: Final = 60.0
+#: Where pods are written down, and how often.
+PODS: Final = "pods.json"
+_LOOK_SECONDS: Final = 0.5
 
 
 def tool(script: str, program: str) -> str:
@@ -47,7 +56,7 @@ def rendered() -> dict[str, Object]:
     return {one["kind"]: one for one in yaml.safe_load_all(text) if one and one["kind"] in _KINDS}
 
 
-def configuration(plane: ControlPlane, namespace: str, operator_port: int, monitors: dict[str, Object]) -> Object:
+def configuration(operator_port: int, monitors: dict[str, Object]) -> Object:
     """As the Prometheus Operator makes it of the monitors; the operator, which is no pod here, at its port."""
     (endpoint,) = monitors["ServiceMonitor"]["spec"]["endpoints"]
     operator = {
@@ -62,7 +71,7 @@ def configuration(plane: ControlPlane, namespace: str, operator_port: int, monit
         ],
     }
     pods = monitors["PodMonitor"]
-    of_pods = [_pod_job(plane, namespace, pods, one) for one in pods["spec"]["podMetricsEndpoints"]]
+    of_pods = [_pod_job(pods, one) for one in pods["spec"]["podMetricsEndpoints"]]
     return {
         "global": {"scrape_interval": SCRAPE, "scrape_timeout": SCRAPE, "evaluation_interval": "1s"},
         "rule_files": ["rules.yaml"],
@@ -70,7 +79,7 @@ def configuration(plane: ControlPlane, namespace: str, operator_port: int, monit
     }
 
 
-def _pod_job(plane: ControlPlane, namespace: str, monitor: Object, endpoint: Object) -> Object:
+def _pod_job(monitor: Object, endpoint: Object) -> Object:
     selector, name = monitor["spec"]["selector"], monitor["metadata"]["name"]
     keep = [{"label": label, "values": [value]} for label, value in selector["matchLabels"].items()]
     keep += [{"label": one["key"], "values": one["values"]} for one in selector["matchExpressions"]]
@@ -91,21 +100,50 @@ def _pod_job(plane: ControlPlane, namespace: str, monitor: Object, endpoint: Obj
     return {
         "job_name": f"{monitor['metadata']['namespace']}/{name}/{endpoint['port']}",
         "metrics_path": endpoint["path"],
-        "kubernetes_sd_configs": [
-            {
-                "role": "pod",
-                "api_server": plane.url,
-                "authorization": {"credentials": plane.token},
-                "tls_config": {"insecure_skip_verify": True},
-                "namespaces": {"names": [namespace]},
-            }
-        ],
+        "file_sd_configs": [{"files": [PODS]}],
         "relabel_configs": relabel,
     }
 
 
 def _meta(label: str) -> str:
     return "__meta_kubernetes_pod_label_" + re.sub(r"\W", "_", label)
+
+
+def targets(pod: Object) -> Iterator[Object]:
+    """A pod's ports with the labels that Prometheus' discovery of pods gives them."""
+    metadata, status = pod["metadata"], pod.get("status") or {}
+    labels = {_meta(label): value for label, value in (metadata.get("labels") or {}).items()}
+    labels["__meta_kubernetes_namespace"] = metadata["namespace"]
+    labels["__meta_kubernetes_pod_name"] = metadata["name"]
+    labels["__meta_kubernetes_pod_phase"] = status.get("phase", "Pending")
+    for container in pod["spec"]["containers"] if status.get("podIP") else ():
+        for port in container.get("ports") or ():
+            of_port = {
+                "__meta_kubernetes_pod_container_name": container["name"],
+                "__meta_kubernetes_pod_container_port_name": port["name"],
+            }
+            yield {"targets": [f"{status['podIP']}:{port['containerPort']}"], "labels": {**labels, **of_port}}
+
+
+@contextmanager
+def discovery(plane: ControlPlane, namespace: str, folder: Path) -> Iterator[None]:
+    """Keeps the file of a namespace's pods current."""
+    api, ended = Api(plane.url, plane.token), threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            found = [target for pod in api.list("Pod", namespace) for target in targets(pod)]
+            staging = folder / "pods.tmp"
+            staging.write_text(json.dumps(found))
+            staging.replace(folder / PODS)
+
+    thread = threading.Thread(target=look, name="discovery", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(30)
 
 
 @dataclass
@@ -142,8 +180,10 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(folder: Path, config: Object, rules: Object) -> Iterator[Prometheus]:
-    """A server with that configuration; it is gone when the block ends."""
+def prometheus(
+    folder: Path, plane: ControlPlane, namespace: str, config: Object, rules: Object
+) -> Iterator[Prometheus]:
+    """A server with that configuration, which finds the pods of the namespace; it is gone when the block ends."""
     folder.mkdir(parents=True)
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
@@ -155,7 +195,9 @@ def prometheus(folder: Path, config: Object, rules: Object) -> Iterator[Promethe
     server = Prometheus(f"http://{LOOPBACK}:{port}", time.time())
     child = spawn(Launch("prometheus", argv, environment, folder, log, death_signal=signal.SIGKILL), folder)
     try:
-        until(_START_SECONDS, f"Prometheus; its log is {log}", server.is_ready)
-        yield server
+        until(_START_SECONDS, "Prometheus", lambda: server.is_ready() or child.exit_code is not None)
+        assert child.exit_code is None, log.read_text()[-2000:]
+        with discovery(plane, namespace, folder):
+            yield server
     finally:
         child.stop(grace_seconds=0)

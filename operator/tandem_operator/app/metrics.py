@@ -20,7 +20,7 @@ from tandem_api.v1alpha1 import OptimizationRun
 from tandem_api.v1alpha1.status import StageStatus
 from tandem_operator.app.queue import Key, Outcome
 from tandem_operator.app.retry import error_type
-from tandem_operator.app.run_metrics import RunMetrics, retries_of, stage_kind
+from tandem_operator.app.run_metrics import STAGE_KINDS, RunMetrics, retries_of, stage_kind
 from tandem_operator.decide.plan import ENDED
 
 #: A pass takes milliseconds when nothing is to be done, and seconds when the object store or the API server is slow.
@@ -68,6 +68,9 @@ class Metrics:
         self._stages = self._histogram(
             "stage_duration_seconds", "How long ended stages took, all attempts together.", ("stage",), _STAGE_BUCKETS
         )
+        for stage in STAGE_KINDS:
+            # There from the start, so that the first one that ends is seen as a change.
+            self._stages.labels(stage)
         self._calls = self._counter("api_requests", "Calls to the API server, but for the watch.", "verb", "code")
         self._call_duration = self._histogram(
             "api_request_duration_seconds", "How long they took.", ("verb",), _CALL_BUCKETS

@@ -27,6 +27,8 @@ STATES: Final = ("Pending", "Running", "Suspended", "Succeeded", "Failed")
 MOST_SERIES: Final = 60
 #: Steps with series of their own.
 MOST_STEPS: Final = 5
+#: Stages, as series are labelled with them.
+STAGE_KINDS: Final = ("check", "evaluate", "optimize", "traces", "train", "select")
 #: Stages that call no model.
 _SILENT: Final = frozenset({"check", "train"})
 
