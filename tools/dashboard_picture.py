@@ -158,6 +158,8 @@ def lines(axes: Axes, panel: Object, series: Series, span: tuple[float, float]) 
         axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: said(value, defaults["unit"])))
     low, high = axes.get_ylim()
+    if max(value for _, values in series for _, value in values) <= 0:
+        high = 1.0
     axes.set_ylim(defaults.get("min", low), defaults.get("max", max(high, 1e-9)) * (1.03 if "max" in defaults else 1))
     shown = list(zip(handles, series, strict=True))[:MOST_IN_A_LEGEND]
     axes.legend(

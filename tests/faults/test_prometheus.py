@@ -36,7 +36,10 @@ PICTURE: Final = os.environ.get("TANDEM_DASHBOARD_DATA")
 TRAINING, CALL = ("40", "0.6") if PICTURE else ("18", "0.4")
 STRATEGY: Final = "p -> w -> p" if PICTURE else "p -> w"
 #: What of the alerts has no series here, and why.
-EMPTY_SELECTORS: Final = {"tandem_run_waiting": "nothing has to be waited for"}
+EMPTY_SELECTORS: Final = {
+    "tandem_run_waiting": "nothing has to be waited for",
+    "tandem_run_test_baseline_score": "it is measured only where the best program has no adapter",
+}
 _SELECTOR: Final = re.compile(r"(tandem_\w+)(\{[^}]*\})")
 
 
