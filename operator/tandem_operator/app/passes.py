@@ -72,7 +72,7 @@ class Passes:
             return Outcome(REFUSED_SECONDS if told == blocked else 0.0, platform.loaded)
         except TryAgainError as error:
             logger.info("%s/%s: %s", namespace, name, error)
-            return Outcome(SOON_SECONDS, None)
+            return Outcome(SOON_SECONDS, platform.loaded)
         platform.tidy(result.status)
         if not (raw.get("status") or {}).get("started") and result.status.started is not None:
             self._tell_of_what_has_no_effect(raw)

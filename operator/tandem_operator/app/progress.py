@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from tandem_api import conditions
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_operator.decide.plan import ENDED
 
@@ -29,14 +30,15 @@ def _came_forward(before: OptimizationRun, run: OptimizationRun) -> bool:
 
 def _mark(status: Status) -> object:
     """What changes when work is done."""
-    ended = [[stage.state in ENDED for stage in step.stages] for step in status.steps]
-    ready = status.serving.name, status.serving.ready_since is not None
-    return status.started, status.finished, [step.state for step in status.steps], ended, ready, status.usage.calls
+    steps = [step.state for step in status.steps]
+    stages = [(stage.started, stage.state in ENDED) for step in status.steps for stage in step.stages]
+    return status.started, status.finished, steps, stages, status.usage.calls
 
 
 def _last_told(status: Status) -> datetime | None:
-    """The newest time in the status at which work was done: all that an operator that starts can know."""
-    told = [status.started, status.finished, status.serving.ready_since]
+    """The newest time in the status at which work was done, or might go on: all that an operator that starts knows."""
+    held = conditions.find(status.conditions, conditions.SUSPENDED)
+    told = [status.started, status.finished, held.last_transition_time if held is not None else None]
     for step in status.steps:
         told += [step.started, step.finished]
         for stage in step.stages:

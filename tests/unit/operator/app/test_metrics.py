@@ -254,6 +254,14 @@ def test_when_a_run_last_came_forward() -> None:
     now[0] += timedelta(hours=1)
     assert told(step={**step, "progress": 0}) == 3600
     assert told(step={**step, "progress": 0}, usage={"calls": 5}) == 7200
+    # A server that is lost and ready again is no work done.
+    assert (
+        told(step={**step, "progress": 0}, usage={"calls": 5}, serving={"readySince": "2026-11-21T11:00:00Z"}) == 7200
+    )
+    # One that was held is not stuck because of that, for an operator that has just begun, either.
+    resumed = {"type": "Suspended", "status": "False", "reason": "NotSuspended"}
+    runs.replace(KEY, None)
+    assert told(conditions=[{**resumed, "lastTransitionTime": "2026-11-21T08:30:00Z"}]) == 1800
     # Nothing is expected of one that is held, or has ended.
     for phase in ("Suspended", "Succeeded", "Failed"):
         with pytest.raises(IndexError):
