@@ -14,7 +14,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from tests import dashboards
 from tests.faults.children import ENV_LATENCY, ENV_METRICS
 from tests.faults.prometheus import Prometheus, configuration, prometheus, rendered, tool
 from tests.faults.proxy import Answer, Call, Forward
+from tests.faults.stages import LONG_LEASE
 from tests.faults.world import World
 
 from tandem_operator.platforms.kubernetes import names
@@ -33,7 +34,7 @@ Object = dict[str, Any]
 
 PICTURE: Final = os.environ.get("TANDEM_DASHBOARD_DATA")
 #: Seconds of a training, and of an LM call: a worker has to be there when Prometheus looks for new pods.
-TRAINING, CALL = ("40", "0.6") if PICTURE else ("18", "0.4")
+TRAINING, CALL = ("40", "0.6") if PICTURE else ("16", "0.4")
 STRATEGY: Final = "p -> w -> p" if PICTURE else "p -> w"
 #: What of the alerts has no series here, and why.
 EMPTY_SELECTORS: Final = {
@@ -80,6 +81,12 @@ def monitors() -> dict[str, Object]:
 
 
 @pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    """With a Lease that a busy machine does not lose."""
+    return make_world(lease=LONG_LEASE)
+
+
+@pytest.fixture
 def story(world: World, monitors: dict[str, Object], tmp_path: Path) -> Iterator[Story]:
     """A run from its beginning to its end, with a worker that dies once and an API server that fails twice."""
     environment = {ENV_LATENCY: CALL, ENV_METRICS: "1", "ENGINE_TRAIN_SECONDS": TRAINING}
@@ -113,7 +120,7 @@ def _watch(world: World, story: Story) -> None:
     story.scrapes["operator"] = world.operator.metrics()
     server = world.wait("the adapter's server", lambda: _loaded(world), 120)
     story.scrapes["sidecar"] = _scrape(server, names.ADAPTERS_PORT)
-    world.wait_finished()
+    world.wait_finished(seconds=480)
     # The last scrapes, and the last evaluation of the rules.
     time.sleep(3)
 
