@@ -63,6 +63,7 @@ bench: environment
 	-$(PYTHON) tests/bench/evaluation_rate.py
 	-$(PYTHON) tests/bench/prompt_search.py
 	-$(PYTHON) tests/bench/racing_quality.py --problems 100
+	-$(PYTHON) -m tests.bench.metrics_scrape
 	-$(PYTHON) tests/bench/training_throughput.py
 	-$(PYTHON) tests/bench/real_search.py --out runs/real-search
 

@@ -57,6 +57,8 @@ class NetworkPolicies(_Settings):
     """TCP ports that workers and model servers may reach, beside each other, the run's object store and DNS."""
     worker_metadata_access: bool = False
     """Whether they may reach the cloud's metadata address, from where some clouds give pods their identity."""
+    metrics_from: tuple[_Object, ...] = ()
+    """Who may read the metrics of runs' pods beside the operator, as NetworkPolicy peers; empty: nobody."""
 
 
 class Lease(_Settings):

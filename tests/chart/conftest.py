@@ -23,16 +23,26 @@ Render = Callable[..., dict[str, Object]]
 @pytest.fixture(scope="session")
 def helm() -> str:
     """The path of helm 4."""
-    tools = ROOT / "tools" / "kubernetes-tools"
+    return _brought_by("kubernetes-tools", "helm")
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """The path of promtool."""
+    return _brought_by("prometheus", "promtool")
+
+
+def _brought_by(tool: str, program: str) -> str:
+    """A program out of the folder that a script in tools/ prints; without it the test is skipped, or fails in CI."""
     try:
-        done = subprocess.run([str(tools)], capture_output=True, text=True, check=True)
+        done = subprocess.run([str(ROOT / "tools" / tool)], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-        reason = f"layer chart needs helm; tools/kubernetes-tools brought none: {said[-1] if said else error}"
+        reason = f"layer chart needs {program}; tools/{tool} brought none: {said[-1] if said else error}"
         if "chart" in os.environ.get("TANDEM_REQUIRED_LAYERS", "").split():
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
-    return str(Path(done.stdout.strip()) / "helm")
+    return str(Path(done.stdout.strip()) / program)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 import types
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def train(context: StageContext) -> StageResult:
     request, layout = context.request, context.request.stage_layout
     assert request.traces is not None and request.weight_optimizer is not None
     context.store.fetch(request.traces)
+    _take_time(context)
     if request.weight_optimizer.adapters == "per-predictor":
         return _train_each(context)
     earlier = request.weight_optimizer.kept_epochs[:-1]
@@ -38,6 +40,14 @@ def train(context: StageContext) -> StageResult:
     )
     adapter = _put(context, layout.adapter, "")
     return StageResult(adapter=adapter, epochs=epochs, facts={"rows": request.traces.count or 0})
+
+
+def _take_time(context: StageContext) -> None:
+    """For as many seconds as the environment says, with a loss that falls."""
+    seconds, steps = float(os.environ.get("ENGINE_TRAIN_SECONDS", "0")), 40
+    for step in range(steps if seconds else 0):
+        context.progress.report(step, steps, message="training", loss=0.4 + 2.0 / (1 + step / 4))
+        time.sleep(seconds / steps)
 
 
 def _train_each(context: StageContext) -> StageResult:

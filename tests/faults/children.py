@@ -16,8 +16,8 @@ from typing import Final
 ENGINE: Final = Path(__file__).parents[1] / "engine"
 #: In the environment of each container here: its pod's address.
 ENV_ADDRESS: Final = "TANDEM_TEST_ADDRESS"
-#: In the environment of vLLM here: where its calls are logged, and seconds per call.
-ENV_LOG, ENV_LATENCY = "TANDEM_TEST_LM_LOG", "TANDEM_TEST_LM_LATENCY"
+#: In the environment of vLLM here: where its calls are logged, seconds per call, and whether it has metrics.
+ENV_LOG, ENV_LATENCY, ENV_METRICS = "TANDEM_TEST_LM_LOG", "TANDEM_TEST_LM_LATENCY", "TANDEM_TEST_LM_METRICS"
 #: In the environment of the operator: for how many seconds it waits for an answer of the API server, and a file with
 #: the seconds by which its wall clock is wrong.
 ENV_PATIENCE, ENV_CLOCK = "TANDEM_TEST_API_SECONDS", "TANDEM_TEST_CLOCK"
@@ -62,6 +62,7 @@ def vllm(arguments: Sequence[str]) -> int:
     argv = ["server", "--host", os.environ[ENV_ADDRESS], "--port", given["--port"]]
     argv += ["--model", given["--served-name"], "--script", f"{ENGINE / 'model.py'}:answer"]
     argv += ["--latency", os.environ.get(ENV_LATENCY, "0"), "--log", os.environ[ENV_LOG]]
+    argv += ["--metrics"] if ENV_METRICS in os.environ else []
     sys.argv = argv
     server.main()
     return 0

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.util
+import itertools
 import signal
 import sys
 import threading
@@ -31,6 +32,8 @@ from typing import Any, BinaryIO, Self, cast
 import orjson
 import uvloop
 
+#: Calls beyond so many count as waiting ones; they are answered all the same.
+MOST_AT_ONCE = 2
 REASONS = {
     200: "OK",
     400: "Bad Request",
@@ -103,8 +106,32 @@ class ScriptedLM:
         self.max_in_flight = 0
         self.tokens = 0
         self.first_call = self.last_answer = 0.0
+        self.tells = False
+        """Whether it answers at /metrics."""
+        self.prompt_words = self.known_words = 0
+        """Words of all prompts, and those of them that the prompt before began with, too."""
+        self._last_prompt = ""
         self.requests: list[dict[str, Any]] | None = None
         """Every request body, where a test asked for it."""
+
+    def metrics(self) -> bytes:
+        """As vLLM's /metrics, of its metrics a few. Every call in flight may be of any adapter."""
+        now, adapters = time.time(), ",".join(sorted(self.adapters)) if self.in_flight else ""
+        model = 'engine="0",model_name="base"'
+        values = {
+            "num_requests_running gauge": self.in_flight,
+            "num_requests_waiting gauge": max(0, self.in_flight - MOST_AT_ONCE),
+            "kv_cache_usage_perc gauge": min(1.0, self.in_flight / 64),
+            "prefix_cache_queries_total counter": self.prompt_words,
+            "prefix_cache_hits_total counter": self.known_words,
+        }
+        lines = []
+        for name_and_kind, value in values.items():
+            name, kind = name_and_kind.split()
+            lines += [f"# TYPE vllm:{name.removesuffix('_total')} {kind}", f"vllm:{name}{{{model}}} {float(value)}"]
+        labels = f'max_lora="1",running_lora_adapters="{adapters}",waiting_lora_adapters=""'
+        lines += ["# TYPE vllm:lora_requests_info gauge", f"vllm:lora_requests_info{{{labels}}} {now!r}"]
+        return ("\n".join(lines) + "\n").encode()
 
     def stats(self) -> dict[str, Any]:
         """Counts: `calls` by model, `distinct` bodies, `repeats` (good answers given again), `statuses` and so on.
@@ -133,6 +160,7 @@ class ScriptedLM:
         nth = self.seen.get(key, 0)
         self.seen[key] = nth + 1
         request["endpoint"], request["nth"], request["text"] = endpoint, nth, _prompt_text(request)
+        self._note_prompt(request["text"])
         if self.requests is not None:
             self.requests.append(request)
         if self.log is not None:
@@ -156,6 +184,15 @@ class ScriptedLM:
         tokens, body = _completion(request, text, fault.wrong_model or str(model), logprob)
         self.tokens += tokens
         return fault, body
+
+    def _note_prompt(self, text: str) -> None:
+        if self.tells:
+            self.prompt_words += text.count(" ") + 1
+            same = itertools.takewhile(
+                lambda pair: pair[0] == pair[1], zip(text.split(), self._last_prompt.split(), strict=False)
+            )
+            self.known_words += sum(1 for _ in same)
+            self._last_prompt = text
 
     def list_models(self) -> bytes:
         """The body of /v1/models: only adapters have a parent."""
@@ -272,6 +309,8 @@ class _Http(asyncio.Protocol):
             self._write(*lm.load_adapter(body))
         elif route == b"POST /v1/unload_lora_adapter":
             self._write(*lm.unload_adapter(body))
+        elif route == b"GET /metrics" and lm.tells:
+            self._write(200, lm.metrics(), kind=b"text/plain")
         elif route == b"GET /stats":
             self._write(200, orjson.dumps(lm.stats()))
         else:
@@ -287,13 +326,13 @@ class _Http(asyncio.Protocol):
         extra = b"" if fault.retry_after is None else b"Retry-After: %d\r\n" % round(fault.retry_after)
         self._write(fault.status, answer, extra)
 
-    def _write(self, status: int, body: bytes, extra: bytes = b"") -> None:
+    def _write(self, status: int, body: bytes, extra: bytes = b"", kind: bytes = b"application/json") -> None:
         if self.transport.is_closing():
             return
         reason = REASONS.get(status, "Status").encode()
         self.transport.write(
-            b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%b\r\n%b"
-            % (status, reason, len(body), extra, body)
+            b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n%b"
+            % (status, reason, kind, len(body), extra, body)
         )
 
 
@@ -374,6 +413,7 @@ async def _main(arguments: argparse.Namespace) -> None:
     log = Path(arguments.log).open("ab", buffering=0) if arguments.log else None  # noqa: ASYNC230, SIM115 - before serving
     answer = load_script(arguments.script) if arguments.script else echo
     lm = ScriptedLM(answer, models=arguments.model or ["base"], log=log)
+    lm.tells = arguments.metrics
     server = await listen(lm, host=arguments.host, port=arguments.port, latency=arguments.latency)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -397,6 +437,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="a served model name; may be given several times")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds per call")
     parser.add_argument("--script", help="path.py:function, answer(request) -> str | Fault")
+    parser.add_argument("--metrics", action="store_true", help="answer at /metrics as vLLM does")
     parser.add_argument("--log", help="append every request to this file, one JSON a line")
     uvloop.run(_main(parser.parse_args()))
 

@@ -15,7 +15,6 @@ import yaml
 
 from tandem_api import conditions, errors
 from tandem_api.v1alpha1.run import parse_run
-from tandem_operator.app.metrics import Metrics, ProcessState
 from tandem_operator.decide.limits import REASONS
 from tandem_operator.platforms.kubernetes.manifest import cluster_problems
 
@@ -93,26 +92,6 @@ def test_every_event_is_in_the_table_of_events() -> None:
     reasons = set(emitted())
     assert {"StepStarted", "RunFailed", "StorageNotRemoved", "StepSkipped", "ServingFailed"} <= reasons
     assert {reason for reason in reasons if f"`{reason}`" not in table} == set()
-
-
-def test_every_metric_is_explained() -> None:
-    metrics = Metrics()
-    metrics.registry.register(ProcessState(lambda: True, lambda: 0))
-    ours = [family for family in metrics.registry.collect() if family.name.startswith("tandem_")]
-    assert len(ours) > 10
-    names = {f"{family.name}_total" if family.type == "counter" else family.name for family in ours}
-    # The histogram's time of birth is the library's own.
-    assert {name for name in names if not explained(name) and not name.endswith("_created")} == set()
-
-
-@pytest.mark.parametrize("source", ["adapters/metrics.py", "progress_server.py"])
-def test_every_metric_of_a_runs_pods_is_explained(source: str) -> None:
-    text = (ROOT / "trainer/tandem_trainer" / source).read_text(encoding="utf-8")
-    names = set(re.findall(r'"(tandem_\w+)"', text))
-    if "tandem_worker_progress_{name}" in text:
-        names |= {f"tandem_worker_progress_{name}" for name in re.findall(r'^\s+"(\w+)": \(', text, re.MULTILINE)}
-    assert names
-    assert {name for name in names if not explained(name) and not explained(f"{name}_total")} == set()
 
 
 def test_every_right_of_the_operator_is_explained() -> None:

@@ -140,7 +140,8 @@ def _serve_progress(progress: ProgressReporter, request: StageRequest) -> None:
     try:
         from tandem_trainer.progress_server import ProgressServer  # with prometheus_client, needed on a cluster only
 
-        ProgressServer(int(port), request.stage, lambda: progress.latest).start()
+        labels = {"step": str(request.index), "kind": request.kind, "stage": request.stage}
+        ProgressServer(int(port), labels, lambda: progress.latest).start()
     except Exception as error:  # a worker that nobody can watch does its work all the same
         print(f"progress is not served ({ENV_PROGRESS_PORT}={port}): {error}", file=sys.stderr)
 

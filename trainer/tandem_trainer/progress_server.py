@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tandem_api.contract import Progress
@@ -28,12 +28,13 @@ class ProgressServer(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
 
-    def __init__(self, port: int, stage: str, latest: Callable[[], Progress]) -> None:
-        """Listen on `port`. Raises OSError or OverflowError when that is not possible."""
+    def __init__(self, port: int, labels: dict[str, str], latest: Callable[[], Progress]) -> None:
+        """Listen on `port`; `labels` are those of every series. Raises OSError or OverflowError when that is not
+        possible."""
         super().__init__((ADDRESS, port), _Handler)
         self.latest = latest
         self.registry = CollectorRegistry()
-        self.registry.register(_Metrics(stage, latest))
+        self.registry.register(_Metrics(labels, latest))
 
     def start(self) -> None:
         """Answer from now on, in a thread."""
@@ -70,26 +71,34 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Metrics(Collector):
-    def __init__(self, stage: str, latest: Callable[[], Progress]) -> None:
-        self._stage = stage
+    def __init__(self, labels: dict[str, str], latest: Callable[[], Progress]) -> None:
+        self._labels = labels
         self._latest = latest
 
     def collect(self) -> Iterator[Metric]:
         progress = self._latest()
         gauges: dict[str, tuple[str, float | None]] = {
-            "done": ("Units of work (examples, rows, optimizer steps) that are done.", progress.done),
-            "total": ("Units of work of the whole stage.", progress.total),
+            "units_done": ("Units of work (examples, rows, optimizer steps) that are done.", progress.done),
+            "units_planned": ("Units of work of the whole stage.", progress.total),
+            "eta_seconds": ("Time until the stage's expected end.", progress.eta_seconds),
             "score": ("The score so far, from 0 to 1.", progress.score),
             "loss": ("The training loss.", progress.loss),
         }
-        for name, (help_text, value) in gauges.items():
+        for name, (text, value) in gauges.items():
             if value is not None:
-                gauge = GaugeMetricFamily(f"tandem_worker_progress_{name}", help_text, labels=["stage"])
-                gauge.add_metric([self._stage], value)
-                yield gauge
-        tokens = GaugeMetricFamily(
-            "tandem_worker_progress_tokens", "Tokens of all attempts of the stage.", labels=["stage", "kind"]
+                yield self._family(GaugeMetricFamily, name, text, value)
+        usage = progress.usage
+        yield self._family(CounterMetricFamily, "lm_calls", "LM calls of all attempts of the stage.", usage.calls)
+        tokens = CounterMetricFamily(
+            "tandem_worker_tokens", "Tokens of all attempts of the stage.", labels=[*self._labels, "type"]
         )
-        tokens.add_metric([self._stage, "prompt"], progress.usage.prompt_tokens)
-        tokens.add_metric([self._stage, "completion"], progress.usage.completion_tokens)
+        tokens.add_metric([*self._labels.values(), "prompt"], usage.prompt_tokens)
+        tokens.add_metric([*self._labels.values(), "completion"], usage.completion_tokens)
         yield tokens
+
+    def _family(
+        self, made: type[GaugeMetricFamily | CounterMetricFamily], name: str, text: str, value: float
+    ) -> GaugeMetricFamily | CounterMetricFamily:
+        family = made(f"tandem_worker_{name}", text, labels=[*self._labels])
+        family.add_metric([*self._labels.values()], value)
+        return family

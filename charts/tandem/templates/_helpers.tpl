@@ -76,6 +76,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and .Values.podDisruptionBudget.enabled (ge (int .Values.podDisruptionBudget.minAvailable) (int .Values.replicas)) -}}
 {{- fail (printf "podDisruptionBudget.minAvailable: found %d with replicas %d, allowed is less than replicas, or no node could ever be drained; set replicas to 2 or more" (int .Values.podDisruptionBudget.minAvailable) (int .Values.replicas)) -}}
 {{- end -}}
+{{- if and .Values.serviceMonitor.enabled (not .Values.metricsService.enabled) -}}
+{{- fail "metricsService.enabled: found false with serviceMonitor.enabled true, which goes by that Service; set it to true" -}}
+{{- end -}}
 {{- range .Values.extraEnv -}}
 {{- if has .name (list "TANDEM_OPERATOR_CONFIG" "POD_NAME" "POD_NAMESPACE") -}}
 {{- fail (printf "extraEnv: found %s, which the chart sets itself; leave it out" .name) -}}

@@ -20,10 +20,12 @@ from tandem_api.errors import ConfigurationError
 from tandem_operator.app import logs
 from tandem_operator.app.cluster import RunLister
 from tandem_operator.app.lease import LeaseElector
+from tandem_operator.app.metrics import Metrics
 from tandem_operator.app.passes import Passes
 from tandem_operator.app.process import Operator, Parts
 from tandem_operator.app.queue import Reconcile
 from tandem_operator.platforms.kubernetes.asking import Asking
+from tandem_operator.platforms.kubernetes.calls import Hear
 from tandem_operator.platforms.kubernetes.client import Client, api_client
 from tandem_operator.platforms.kubernetes.platform import Surroundings
 from tandem_operator.settings import OperatorSettings, load_settings
@@ -36,12 +38,14 @@ _RECURSION, _STACK_BYTES = 60_000, 64 * 2**20
 ENV_POD, ENV_NAMESPACE = "POD_NAME", "POD_NAMESPACE"
 _LOG = logging.getLogger(__name__)
 
-MakeReconcile = Callable[[OperatorSettings, str, str, Callable[[], bool]], Reconcile]
+MakeReconcile = Callable[[OperatorSettings, str, str, Callable[[], bool], Hear], Reconcile]
 
 
-def passes(settings: OperatorSettings, identity: str, namespace: str, may_write: Callable[[], bool]) -> Reconcile:
+def passes(
+    settings: OperatorSettings, identity: str, namespace: str, may_write: Callable[[], bool], hear: Hear
+) -> Reconcile:
     """The real passes, on a client of the cluster. Raises when the API server does not answer."""
-    client = Client(api_client(), may_write)
+    client = Client(api_client(hear), may_write)
     return Passes(Surroundings(client, settings, Asking(), namespace, identity, client.version())).reconcile_run
 
 
@@ -57,11 +61,11 @@ def run(environment: Mapping[str, str] = os.environ, make_reconcile: MakeReconci
     _allow_deep_json()
     try:
         # All that the leader needs, so that a spare only has to begin.
-        api = api_client()
+        metrics = Metrics()
+        api = api_client(metrics.called)
         elector = LeaseElector(kubernetes.client.CoordinationV1Api(api), settings.lease, namespace, identity)
-        parts = Parts(
-            make_reconcile(settings, identity, namespace, elector.is_held), RunLister(api, settings.namespaces), elector
-        )
+        reconcile = make_reconcile(settings, identity, namespace, elector.is_held, metrics.called)
+        parts = Parts(reconcile, RunLister(api, settings.namespaces), elector, metrics)
         in_order = asyncio.run(_live(settings, parts))
     except Exception:
         _LOG.critical("the operator ends", exc_info=True)

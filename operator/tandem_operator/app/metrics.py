@@ -1,12 +1,13 @@
-"""Prometheus metrics: of passes, and of every run as it was last seen. A run that is gone has no series any more."""
+"""Prometheus metrics: of passes, API calls and the process, and of every run (`run_metrics`). docs/metrics.md has the
+table of all of them."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -16,67 +17,20 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from tandem_api.v1alpha1 import OptimizationRun
-from tandem_api.v1alpha1.status import StageStatus, StepStatus
+from tandem_api.v1alpha1.status import StageStatus
 from tandem_operator.app.queue import Key, Outcome
 from tandem_operator.app.retry import error_type
+from tandem_operator.app.run_metrics import STAGE_KINDS, RunMetrics, retries_of, stage_kind
+from tandem_operator.decide.plan import ENDED
 
-STATES = ("Pending", "Running", "Suspended", "Succeeded", "Failed")
 #: A pass takes milliseconds when nothing is to be done, and seconds when the object store or the API server is slow.
-_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_WHERE = ("namespace", "name")
-
-
-class RunMetrics(Collector):
-    """The series of runs, made anew for each scrape. Safe to use from several threads."""
-
-    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._now = now
-        self._lock = threading.Lock()
-        self._runs: dict[Key, OptimizationRun] = {}
-
-    def replace(self, key: Key, run: OptimizationRun | None) -> OptimizationRun | None:
-        """Remember the run as it is now (None: it is gone); how it was before."""
-        with self._lock:
-            before = self._runs.pop(key, None)
-            if run is not None:
-                self._runs[key] = run
-        return before
-
-    def collect(self) -> Iterator[Metric]:
-        """All families, those without series too."""
-        with self._lock:
-            runs = sorted(self._runs.items())
-        yield _states([run for _, run in runs])
-        best, baseline, test, spent, gpu, steps = (
-            GaugeMetricFamily(f"tandem_run_{name}", text, labels=(*_WHERE, *labels))
-            for name, text, labels in (
-                ("best_score", "Validation score of the best candidate so far.", ()),
-                ("baseline_score", "Validation score of the unchanged program.", ()),
-                ("test_score", "Score of the best program on the test set.", ()),
-                ("tokens", "Tokens that the run's workers have spent.", ("type",)),
-                ("gpu_seconds", "Seconds of all accelerators that the run has held.", ()),
-                ("step_duration_seconds", "How long a step took, or has taken so far.", ("step", "kind")),
-            )
-        )
-        for key, run in runs:
-            status = run.status
-            if status.best is not None:
-                best.add_metric(key, float(status.best.score))
-            if status.baseline is not None:
-                baseline.add_metric(key, float(status.baseline.score))
-            if status.test is not None:
-                test.add_metric(key, float(status.test.score))
-            spent.add_metric((*key, "prompt"), status.usage.prompt_tokens)
-            spent.add_metric((*key, "completion"), status.usage.completion_tokens)
-            gpu.add_metric(key, status.usage.gpu_seconds)
-            for step in status.steps:
-                if step.started is not None:
-                    steps.add_metric((*key, str(step.index), step.kind), self._seconds(step))
-        yield from (best, baseline, test, spent, gpu, steps)
-
-    def _seconds(self, step: StepStatus) -> float:
-        began = step.started or self._now()
-        return max(((step.finished or self._now()) - began).total_seconds(), 0.0)
+_PASS_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_CALL_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+#: From seconds, of a check, to a day, of a training.
+_STAGE_BUCKETS: Final = (5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400)
+#: A worker's own code may fail for reasons of any name: those that come after so many are one.
+MOST_REASONS: Final = 50
+OTHER: Final = "Other"
 
 
 class ProcessState(Collector):
@@ -90,7 +44,7 @@ class ProcessState(Collector):
         """All families."""
         yield GaugeMetricFamily("tandem_leader", "Whether this replica leads.", value=float(self._leads()))
         yield GaugeMetricFamily("tandem_queue_depth", "Runs that are due and wait for a worker.", value=self._depth())
-        build = GaugeMetricFamily("tandem_build_info", "The version that runs.", labels=("version",))
+        build = GaugeMetricFamily("tandem_build_info", "1; the version that runs.", labels=("version",))
         build.add_metric((_version(),), 1)
         yield build
 
@@ -104,44 +58,57 @@ class Metrics:
             collector(registry=self.registry)
         self._runs = runs or RunMetrics()
         self.registry.register(self._runs)
-        self._duration = Histogram(
-            "tandem_reconcile_duration_seconds", "How long passes take.", buckets=_BUCKETS, registry=self.registry
+        self._duration = self._histogram("reconcile_duration_seconds", "How long passes take.", (), _PASS_BUCKETS)
+        self._errors = self._counter("reconcile_errors", "Passes that failed; conflicts too.", "type")
+        self._reasons: set[str] = set()
+        self._lock = threading.Lock()
+        self._retries = self._counter(
+            "stage_retries", "Further attempts of stages, by why the attempt before them ended.", "reason"
         )
-        self._errors = Counter(
-            "tandem_reconcile_errors", "Passes that failed; conflicts too.", ("type",), registry=self.registry
+        self._stages = self._histogram(
+            "stage_duration_seconds", "How long ended stages took, all attempts together.", ("stage",), _STAGE_BUCKETS
         )
-        self._retries = Counter(
-            "tandem_stage_retries",
-            "Further attempts of stages, by why the attempt before them ended.",
-            ("reason",),
-            registry=self.registry,
+        for stage in STAGE_KINDS:
+            # There from the start, so that the first one that ends is seen as a change.
+            self._stages.labels(stage)
+        self._calls = self._counter("api_requests", "Calls to the API server, but for the watch.", "verb", "code")
+        self._call_duration = self._histogram(
+            "api_request_duration_seconds", "How long they took.", ("verb",), _CALL_BUCKETS
         )
 
     def passed(self, key: Key, outcome: Outcome, seconds: float) -> None:
-        """A pass ended: its duration, the run's new state, and retries since the run was last seen."""
+        """A pass ended: its duration, the run's new state, and what has happened since the run was last seen."""
         self._duration.observe(seconds)
-        before = self._runs.replace(key, outcome.run)
+        before = self._runs.replace(key, outcome.run, is_refused=outcome.is_refused)
         if before is not None and outcome.run is not None and before.metadata.uid == outcome.run.metadata.uid:
             for reason, count in _retries(before, outcome.run).items():
-                self._retries.labels(reason).inc(count)
+                self._retries.labels(self._bounded(reason)).inc(count)
+            for stage in _ended(before, outcome.run):
+                if stage.started is not None and stage.finished is not None:
+                    took = (stage.finished - stage.started).total_seconds()
+                    self._stages.labels(stage_kind(stage)).observe(max(took, 0.0))
 
     def failed(self, key: Key, error: Exception, seconds: float) -> None:
         """A pass raised. The run's series stay as they were last seen."""
         self._duration.observe(seconds)
         self._errors.labels(error_type(error)).inc()
 
+    def called(self, verb: str, code: str, seconds: float) -> None:
+        """A call to the API server ended. From any thread."""
+        self._calls.labels(verb, code).inc()
+        self._call_duration.labels(verb).observe(seconds)
 
-def _states(runs: list[OptimizationRun]) -> Metric:
-    family = GaugeMetricFamily("tandem_runs", "Runs by state.", labels=("state",))
-    counts = Tally(_state(run) for run in runs)
-    for state in STATES:
-        family.add_metric((state,), counts[state])
-    return family
+    def _bounded(self, reason: str) -> str:
+        with self._lock:
+            if len(self._reasons) < MOST_REASONS:
+                self._reasons.add(reason)
+            return reason if reason in self._reasons else OTHER
 
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"tandem_{name}", text, labels, registry=self.registry)
 
-def _state(run: OptimizationRun) -> str:
-    # While a run goes on its phase says what it does.
-    return run.status.phase if run.status.phase in STATES else "Running"
+    def _histogram(self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"tandem_{name}", text, labels, buckets=buckets, registry=self.registry)
 
 
 def _retries(before: OptimizationRun, now: OptimizationRun) -> Tally[str]:
@@ -150,11 +117,17 @@ def _retries(before: OptimizationRun, now: OptimizationRun) -> Tally[str]:
     found: Tally[str] = Tally()
     for place, stage in _stages(now).items():
         was = old.get(place)
-        new = max(stage.attempt - 1, 0) - (max(was.attempt - 1, 0) if was is not None else 0)
+        new = retries_of(stage) - (retries_of(was) if was is not None else 0)
         if new > 0:
             # A stage that is tried again still says why its last attempt ended.
             found[stage.reason or (was.reason if was is not None else None) or "Unknown"] += new
     return found
+
+
+def _ended(before: OptimizationRun, now: OptimizationRun) -> list[StageStatus]:
+    """The stages that have ended between the two."""
+    old = {place for place, stage in _stages(before).items() if stage.state in ENDED}
+    return [stage for place, stage in _stages(now).items() if stage.state in ENDED and place not in old]
 
 
 def _stages(run: OptimizationRun) -> dict[tuple[int, str], StageStatus]:

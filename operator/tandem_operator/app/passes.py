@@ -63,7 +63,7 @@ class Passes:
             if platform.loaded is None:
                 # Not even begun: there is no decision that would tell it.
                 self._refuse(platform.children.raw, [Problem("spec", error.blocked.message)])
-                return Outcome(REFUSED_SECONDS, None)
+                return Outcome(REFUSED_SECONDS, None, is_refused=True)
             # The next pass tells it in the status, and tries again.
             told, refused = platform.blocked, replace(error.blocked, is_permanent=False)
             # Only what is refused twice is refused for good: a webhook that is being replaced may say anything once.
@@ -72,7 +72,7 @@ class Passes:
             return Outcome(REFUSED_SECONDS if told == blocked else 0.0, platform.loaded)
         except TryAgainError as error:
             logger.info("%s/%s: %s", namespace, name, error)
-            return Outcome(SOON_SECONDS, None)
+            return Outcome(SOON_SECONDS, platform.loaded)
         platform.tidy(result.status)
         if not (raw.get("status") or {}).get("started") and result.status.started is not None:
             self._tell_of_what_has_no_effect(raw)
@@ -123,7 +123,7 @@ class Passes:
         if status is None:
             # Another version of the operator wrote it: it must not be overwritten with less.
             post(self._around.client, raw, EmitEvent("Warning", conditions.INVALID, text), self._around.instance)
-            return Outcome(None, None)
+            return Outcome(None, None, is_refused=True)
         now, generation = datetime.now(UTC), int(raw["metadata"].get("generation", 0))
         found = status.conditions
         for kind in (conditions.SUCCEEDED, conditions.ACCEPTED, conditions.READY, conditions.STALLED):
@@ -136,7 +136,7 @@ class Passes:
             self._around.client.replace_status({**raw, "status": refused.to_json()})
             event = EmitEvent("Warning", conditions.INVALID, text)
             post(self._around.client, raw, event, self._around.instance)
-        return Outcome(None, None)
+        return Outcome(None, None, is_refused=True)
 
     def _hold(self, raw: Object) -> Object:
         """Put our finalizer on a run whose objects in S3 are to go with it."""

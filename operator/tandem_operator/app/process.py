@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from tandem_operator.app.endpoints import Endpoints
@@ -50,6 +50,7 @@ class Parts:
     reconcile: Reconcile
     lister: Lister
     elector: LeaseElector
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 class Operator:
@@ -60,16 +61,15 @@ class Operator:
         self._parts = parts
         self._clock = clock
         self._tracker = Tracker(clock)
-        self._metrics = Metrics()
-        self._queue = WorkQueue(parts.reconcile, settings.workers, self._metrics, parts.elector.is_held, clock)
+        self._queue = WorkQueue(parts.reconcile, settings.workers, parts.metrics, parts.elector.is_held, clock)
         self._watch = Watch(self, settings.namespaces, clock)
-        self._metrics.registry.register(ProcessState(parts.elector.is_held, lambda: self._queue.depth))
+        parts.metrics.registry.register(ProcessState(parts.elector.is_held, lambda: self._queue.depth))
         self._may_list = False
         self._works = False
         self._loop = asyncio.get_running_loop()
         # Its threads are not waited for at the end: a call may last longer than the grace.
         self._calls = ThreadPoolExecutor(2, thread_name_prefix="call")
-        self._endpoints = Endpoints(settings.health_port, settings.metrics_port, self.vitals, self._metrics.registry)
+        self._endpoints = Endpoints(settings.health_port, settings.metrics_port, self.vitals, parts.metrics.registry)
 
     def vitals(self) -> Vitals:
         """What health is judged by, at this moment. Safe from any thread."""

@@ -41,7 +41,9 @@ class Outcome:
     requeue_seconds: float | None
     """When to look at the run again; None: when something happens to it, or at the next resync."""
     run: OptimizationRun | None
-    """The run as it is now; None: it is gone."""
+    """The run as it is now; None: it is gone, or is none that can be read."""
+    is_refused: bool = False
+    """Whether its spec was refused: it has failed before it began."""
 
 
 Reconcile = Callable[[str, str], Outcome]

@@ -241,7 +241,9 @@ def test_progress_is_served_while_the_stage_runs(worker: Worker, monkeypatch: An
         with urlopen(f"http://127.0.0.1:{port}/progress", timeout=5) as answer:
             assert Progress.model_validate_json(answer.read()).done == 3
         with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            assert b'tandem_worker_progress_total{stage="train"} 12.0' in answer.read()
+            text = answer.read().decode()
+        labels = f'kind="{REQUEST.kind}",stage="{REQUEST.stage}",step="{REQUEST.index}"'
+        assert f"tandem_worker_units_planned{{{labels}}} 12.0" in text
         return DONE
 
     worker.stage = stage

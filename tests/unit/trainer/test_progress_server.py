@@ -23,7 +23,7 @@ def progress() -> ProgressReporter:
 
 @pytest.fixture
 def url(progress: ProgressReporter) -> Iterator[str]:
-    with ProgressServer(0, "train", lambda: progress.latest) as server:
+    with ProgressServer(0, {"step": "2", "kind": "w", "stage": "train"}, lambda: progress.latest) as server:
         server.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
@@ -58,17 +58,19 @@ def test_before_the_first_report_the_progress_is_empty_and_the_worker_alive(url:
 def test_metrics_are_labelled_with_the_stage_and_leave_out_what_is_not_known(
     url: str, progress: ProgressReporter
 ) -> None:
-    progress.report(3, 12, loss=0.5, usage=Usage(prompt_tokens=70, completion_tokens=9))
+    progress.report(3, 12, loss=0.5, usage=Usage(calls=5, prompt_tokens=70, completion_tokens=9))
     assert get(f"{url}/metrics")[0].startswith("text/plain")
+    where = ("2", "train", "w")
     assert samples(url) == {
-        ("tandem_worker_progress_done", "train"): 3,
-        ("tandem_worker_progress_total", "train"): 12,
-        ("tandem_worker_progress_loss", "train"): 0.5,
-        ("tandem_worker_progress_tokens", "prompt", "train"): 70,
-        ("tandem_worker_progress_tokens", "completion", "train"): 9,
+        ("tandem_worker_units_done", *where): 3,
+        ("tandem_worker_units_planned", *where): 12,
+        ("tandem_worker_loss", *where): 0.5,
+        ("tandem_worker_lm_calls_total", *where): 5,
+        ("tandem_worker_tokens_total", "2", "prompt", "train", "w"): 70,
+        ("tandem_worker_tokens_total", "2", "completion", "train", "w"): 9,
     }
     progress.report(4, 12, score=0.75)
-    assert samples(url)[("tandem_worker_progress_score", "train")] == 0.75
+    assert samples(url)[("tandem_worker_score", *where)] == 0.75
 
 
 def test_there_is_nothing_else(url: str) -> None:
@@ -89,4 +91,4 @@ def test_a_client_that_says_nothing_or_leaves_keeps_no_other_waiting(
 
 def test_a_port_that_is_taken_is_an_os_error(url: str) -> None:
     with pytest.raises(OSError, match="in use"):
-        ProgressServer(int(url.rpartition(":")[2]), "train", Progress)
+        ProgressServer(int(url.rpartition(":")[2]), {}, Progress)

@@ -15,3 +15,8 @@ SECONDS: Final = Histogram(
 )
 #: `kind`: permanent for the one after which the adapter is given up.
 FAILURES: Final = Counter("tandem_adapter_failures", "Tries to fetch or load an adapter that failed", ["kind"])
+# There from the start, so that the first one is seen as a change.
+for _what in ("fetch", "load"):
+    SECONDS.labels(_what)
+for _kind in ("passing", "permanent"):
+    FAILURES.labels(_kind)

@@ -18,6 +18,7 @@ from kubernetes.dynamic.resource import Resource
 
 from tandem_api.v1alpha1.crd import PLURAL
 from tandem_api.v1alpha1.run import GROUP, KIND, VERSION
+from tandem_operator.platforms.kubernetes.calls import Hear, HeardRest
 from tandem_operator.platforms.kubernetes.names import FIELD_MANAGER, JOBSET
 
 Object = dict[str, Any]
@@ -220,8 +221,9 @@ _OPTIONS: Final[dict[str, Any]] = {
 }
 
 
-def api_client() -> kubernetes.client.ApiClient:
-    """A client as the pod's service account, or else as the kubeconfig says. The token file is read again by itself."""
+def api_client(hear: Hear | None = None) -> kubernetes.client.ApiClient:
+    """A client as the pod's service account, or else as the kubeconfig says. The token file is read again by itself.
+    `hear` is told of each call, in the thread that makes it."""
     configuration = kubernetes.client.Configuration()
     try:
         kubernetes.config.load_incluster_config(client_configuration=configuration)
@@ -230,7 +232,10 @@ def api_client() -> kubernetes.client.ApiClient:
     # Whoever asks repeats: a call that repeats itself would last longer than its timeout.
     configuration.retries = False
     configuration.connection_pool_maxsize = 32
-    return kubernetes.client.ApiClient(configuration)
+    client = kubernetes.client.ApiClient(configuration)
+    if hear is not None:
+        client.rest_client = HeardRest(configuration, hear)
+    return client
 
 
 def what_it_says(error: ApiException) -> str:

@@ -1,4 +1,5 @@
-"""NetworkPolicies of a run: its model server talks to its own workers and to the operator, and to nobody else. Pure."""
+"""NetworkPolicies of a run: its model server talks to its own workers and to the operator, and to nobody else,
+but for those who may read metrics. Pure."""
 
 from __future__ import annotations
 
@@ -36,6 +37,8 @@ def network_policies(
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": operator_namespace}},
         "podSelector": {"matchLabels": {names.APP_NAME: "tandem", names.COMPONENT: "operator"}},
     }
+    # Who reads metrics gets at all that a port answers: vLLM's holds calls, too.
+    watching = list(settings.network_policy.metrics_from)
     workers = {"podSelector": {"matchLabels": names.selector(metadata.name, metadata.uid, names.WORKER)}}
     servers = {"podSelector": {"matchLabels": names.selector(metadata.name, metadata.uid, names.SERVING)}}
     # The cleanup runs in the run's image, too, and wants no more than a worker may.
@@ -53,8 +56,8 @@ def network_policies(
             names.SERVING,
             servers["podSelector"],
             ingress=[
-                {"from": [workers, operator], "ports": _tcp(names.VLLM_PORT)},
-                {"from": [operator], "ports": _tcp(names.ADAPTERS_PORT)},
+                {"from": [workers, operator, *watching], "ports": _tcp(names.VLLM_PORT)},
+                {"from": [operator, *watching], "ports": _tcp(names.ADAPTERS_PORT)},
             ],
             egress=outside,
         ),
@@ -65,7 +68,7 @@ def network_policies(
             names.WORKER,
             working,
             ingress=[
-                {"from": [operator], "ports": _tcp(names.PROGRESS_PORT)},
+                {"from": [operator, *watching], "ports": _tcp(names.PROGRESS_PORT)},
                 *({"from": [peer]} for peer in peers),
             ],
             egress=[
