@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import webbrowser
 from pathlib import Path
 
 import typer
@@ -47,8 +46,11 @@ def find_run(name: str) -> tuple[Workdir, OptimizationRun]:
 
 
 def show_status(name: str, output: str | None) -> None:
-    """Print a local run's state, or its whole resource as yaml or json."""
+    """Print a local run's state, or its whole resource as yaml or json, or its name."""
     workdir, run = find_run(name)
+    if output == "name":
+        typer.echo(f"optimizationrun.tandem.dev/{run.metadata.name}")
+        return
     if output == "yaml":
         typer.echo(workdir.status.read_text(encoding="utf-8"), nl=False)
         return
@@ -83,8 +85,8 @@ def report_path(workdir: Workdir) -> Path:
     return workdir.result / "report.html"
 
 
-def show_report(name: str, *, open_it: bool) -> None:
-    """Print where the report is."""
+def find_report(name: str) -> Path:
+    """A local run's report. Raises typer.Exit while there is none."""
     workdir, run = find_run(name)
     path = report_path(workdir)
     if not path.exists():
@@ -93,9 +95,7 @@ def show_report(name: str, *, open_it: bool) -> None:
             "succeeds, and `tandem run --local` fetches it",
             EXIT_FAILED,
         )
-    typer.echo(str(path))
-    if open_it:
-        webbrowser.open(path.as_uri())
+    return path
 
 
 def validate_manifest(file: Path, *, schema_only: bool, for_cluster: bool) -> None:

@@ -9,7 +9,8 @@ from rich.text import Text
 from tandem_api.conditions import SUCCEEDED, find
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_api.v1alpha1.status import StageStatus, StepStatus
-from tandem_operator.cli.narration import interval, seconds_between, short
+from tandem_operator.cli.narration import interval, seconds_between
+from tandem_operator.cli.text import short
 
 WIDTH = 80
 

@@ -25,9 +25,16 @@ class Api:
     def __init__(self, api_client: ApiClient) -> None:
         self._client = api_client
 
-    def get(self, path: str, query: dict[str, Any] | None = None, timeout: tuple[float, float] = TIMEOUT) -> Any:
+    def get(
+        self,
+        path: str,
+        query: dict[str, Any] | None = None,
+        *,
+        timeout: tuple[float, float] = TIMEOUT,
+        accept: str = "application/json",
+    ) -> Any:
         """The JSON that is there. Parts of the query that are None are left out."""
-        return self._json(self._request("GET", path, query, timeout=timeout))
+        return self._json(self._request("GET", path, query, timeout=timeout, accept=accept))
 
     def send(
         self,

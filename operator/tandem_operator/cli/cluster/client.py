@@ -12,6 +12,7 @@ from urllib.parse import quote
 from tandem_api.errors import TandemError
 from tandem_operator.cli.cluster.api import MERGE_PATCH, Api
 from tandem_operator.cli.cluster.failures import RUNS, ExpiredError, NoSuchObjectError, Request, explain
+from tandem_operator.cli.invocation import program
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -42,26 +43,26 @@ class Cluster:
         """One run. Raises NoSuchObjectError that lists similar names."""
         try:
             with self.asking("get", RUNS, namespace, name):
-                return cast(Resource, self.api.get(_path(namespace, name)))
+                return cast(Resource, self.api.get(runs_path(namespace, name)))
         except NoSuchObjectError as error:
             raise NoSuchObjectError(f"{error}{self._similar(namespace, name)}") from error
 
     def runs(self, namespace: str | None, selector: str | None = None) -> list[Resource]:
         """The runs of a namespace, or of all namespaces; `selector`: labels that they must have."""
-        return self._pages(_path(namespace), RUNS, namespace, labelSelector=selector)
+        return self._pages(runs_path(namespace), RUNS, namespace, labelSelector=selector)
 
-    def create(self, namespace: str, resource: Resource) -> Resource:
-        """A new run. Fields that the installed CRD does not know are refused, not dropped. Raises
-        AlreadyExistsError."""
-        query = {"fieldManager": "tandem", "fieldValidation": "Strict"}
+    def create(self, namespace: str, resource: Resource, *, dry_run: bool = False) -> Resource:
+        """A new run. Fields that the installed CRD does not know are refused, not dropped. With `dry_run` the server
+        checks everything and stores nothing. Raises AlreadyExistsError."""
+        query = {"fieldManager": "tandem", "fieldValidation": "Strict", "dryRun": "All" if dry_run else None}
         with self.asking("create", RUNS, namespace, resource["metadata"]["name"]):
-            return cast(Resource, self.api.send("POST", _path(namespace), resource, query))
+            return cast(Resource, self.api.send("POST", runs_path(namespace), resource, query))
 
     def patch(self, namespace: str, name: str, changes: Resource) -> Resource:
         """Change the named fields of a run and leave the others (a JSON merge patch)."""
         with self.asking("patch", RUNS, namespace, name):
-            answer = self.api.send("PATCH", _path(namespace, name), changes, {"fieldManager": "tandem"}, MERGE_PATCH)
-            return cast(Resource, answer)
+            query = {"fieldManager": "tandem"}
+            return cast(Resource, self.api.send("PATCH", runs_path(namespace, name), changes, query, MERGE_PATCH))
 
     def delete(self, namespace: str, name: str, uid: str) -> None:
         """Delete the run with that uid, and no other of its name."""
@@ -72,17 +73,17 @@ class Cluster:
             "propagationPolicy": "Background",
         }
         with self.asking("delete", RUNS, namespace, name):
-            self.api.send("DELETE", _path(namespace, name), options)
+            self.api.send("DELETE", runs_path(namespace, name), options)
 
     def watch(self, namespace: str, name: str) -> Iterator[Resource | None]:
         """The run as it is, and again after each change; None: it is not there. Ends after a while, or when the server
         has forgotten where we are: call it again."""
         chosen = {"fieldSelector": f"metadata.name={name}"}
         with self.asking("list", RUNS, namespace, name):
-            page = self.api.get(_path(namespace), chosen)
+            page = self.api.get(runs_path(namespace), chosen)
         items = page.get("items") or []
         yield items[0] if items else None
-        for kind, item in self.changes(_path(namespace), RUNS, namespace, page, **chosen):
+        for kind, item in self.changes(runs_path(namespace), RUNS, namespace, page, **chosen):
             yield None if kind == "DELETED" else item
 
     def changes(
@@ -180,7 +181,7 @@ class Cluster:
         except TandemError:
             return ""
         if not names:
-            return "; there are no runs in it (tandem list -A shows those of all namespaces)"
+            return f"; there are no runs in it ({program()} list -A shows those of all namespaces)"
         close = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
         return f"; did you mean {', '.join(close)}?" if close else f"; there are: {', '.join(names[:10])}"
 
@@ -195,6 +196,7 @@ def of_run(name: str) -> str:
     return f"involvedObject.kind=OptimizationRun,involvedObject.name={name}"
 
 
-def _path(namespace: str | None, name: str = "") -> str:
+def runs_path(namespace: str | None, name: str = "") -> str:
+    """Where the runs of a namespace are, or of all, or one of them."""
     place = f"/namespaces/{quote(namespace)}" if namespace is not None else ""
     return f"{RUNS_API}{place}/{RUNS}" + (f"/{quote(name)}" if name else "")
