@@ -14,8 +14,9 @@ from tandem_operator.cli.invocation import program
 from tandem_operator.cli.live import LiveDisplay, PlainDisplay
 from tandem_operator.cli.loop import Interrupt, drive
 from tandem_operator.cli.manifest import parse, read_manifest
-from tandem_operator.cli.show import RUNS, console, report_path
+from tandem_operator.cli.show import RUNS, report_path
 from tandem_operator.cli.tables import results
+from tandem_operator.cli.terminal import console
 from tandem_operator.platforms.local.commands import Commands
 from tandem_operator.platforms.local.manifest import adopt, cluster_only, missing_keys, without_effect
 from tandem_operator.platforms.local.platform import LocalPlatform, LocalSettings

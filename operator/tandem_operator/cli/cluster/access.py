@@ -46,6 +46,7 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> Clust
 
     Raises ConfigurationError when there is no kubeconfig, or none that can be used.
     """
+    import urllib3
     from kubernetes.client import ApiClient, Configuration
 
     configuration = Configuration()
@@ -62,6 +63,9 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> Clust
             f"there is no kubeconfig: {looked} does not exist; set KUBECONFIG or give --kubeconfig FILE. "
             f"A run on this machine needs none: {program()} run -f FILE --local"
         )
+    if not configuration.verify_ssl:
+        # Whoever wrote that into the kubeconfig need not be told with each request; kubectl does not, either.
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     client = ApiClient(configuration)
     client.user_agent = "tandem"
     return Cluster(client, configuration.host, namespace)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tandem_api.errors import TandemError
+from tandem_api.errors import ConfigurationError, TandemError
 from tandem_operator.cli.cluster.access import Access, connect
-from tandem_operator.cli.show import NoSuchRunError, show_status
+from tandem_operator.cli.cluster.failures import UnreachableError
 
 
 def show_status_anywhere(name: str, access: Access, output: str | None) -> None:
     """`tandem status`."""
+
+    def here() -> None:
+        from tandem_operator.cli.show import show_status
+
+        show_status(name, output)
 
     def on_the_cluster() -> None:
         # Only now: reading a folder needs no Kubernetes client.
@@ -20,7 +25,7 @@ def show_status_anywhere(name: str, access: Access, output: str | None) -> None:
         cluster = connect(access.kubeconfig, access.context)
         show_cluster_run(cluster, access.namespace or cluster.namespace, name, output)
 
-    anywhere(name, access, lambda: show_status(name, output), on_the_cluster)
+    anywhere(name, access, here, on_the_cluster)
 
 
 def show_report_anywhere(name: str, access: Access, *, out: Path | None, endpoint: str | None, open_it: bool) -> None:
@@ -38,8 +43,11 @@ def show_report_anywhere(name: str, access: Access, *, out: Path | None, endpoin
 def anywhere(name: str, access: Access, here: Callable[[], None], on_the_cluster: Callable[[], None]) -> None:
     """The local run of that name, unless a cluster is named; the cluster's where there is none. The error tells both
     places."""
-    absent: NoSuchRunError | None = None
+    absent: TandemError | None = None
     if not access.is_given:
+        # Looking at a cluster's run needs nothing of what reads folders.
+        from tandem_operator.cli.show import NoSuchRunError
+
         try:
             here()
             return
@@ -49,7 +57,7 @@ def anywhere(name: str, access: Access, here: Callable[[], None], on_the_cluster
             absent = error
     try:
         on_the_cluster()
-    except TandemError as error:
+    except (ConfigurationError, UnreachableError) as error:
         if absent is None:
             raise
         raise type(error)(f"{absent}\nOn a cluster: {error}") from error

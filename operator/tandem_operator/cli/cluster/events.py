@@ -17,7 +17,7 @@ from tandem_operator.cli.cluster.client import Cluster, Resource, events_path, o
 from tandem_operator.cli.cluster.following import follow
 from tandem_operator.cli.cluster.output import print_objects
 from tandem_operator.cli.errors import EXIT_DONE, EXIT_INTERRUPTED
-from tandem_operator.cli.show import console
+from tandem_operator.cli.terminal import console
 from tandem_operator.cli.text import age
 
 _UNLIMITED = 10_000

@@ -18,7 +18,7 @@ from tandem_operator.cli.cluster.failures import RUNS
 from tandem_operator.cli.cluster.following import follow
 from tandem_operator.cli.cluster.output import print_objects
 from tandem_operator.cli.errors import EXIT_DONE, EXIT_INTERRUPTED
-from tandem_operator.cli.show import console
+from tandem_operator.cli.terminal import console
 from tandem_operator.cli.text import age, short
 
 _GAP = 2

@@ -16,7 +16,6 @@ from tandem_operator.cli.cluster.access import Access, connect
 from tandem_operator.cli.cluster.client import Resource
 from tandem_operator.cli.errors import EXIT_FAILED, fail
 from tandem_operator.cli.invocation import program
-from tandem_operator.cli.show import find_report
 
 REPORT = "report.html"
 _STDOUT = "-"
@@ -33,6 +32,8 @@ def fetch_report(name: str, access: Access, *, out: Path | None, endpoint: str |
 
 def copy_report(name: str, *, out: Path | None, open_it: bool) -> None:
     """Print where a local run's report is; with `out` copy it."""
+    from tandem_operator.cli.show import find_report
+
     path = find_report(name)
     if out is not None:
         _hand_over(path.read_bytes(), path.parents[1].name, out, open_it=open_it)

@@ -7,7 +7,8 @@ from rich.console import Console
 from tandem_operator.cli.cluster.client import Cluster, Resource
 from tandem_operator.cli.cluster.output import print_object
 from tandem_operator.cli.cluster.resource import read
-from tandem_operator.cli.show import console, print_run
+from tandem_operator.cli.tables import print_run
+from tandem_operator.cli.terminal import console
 
 
 def show_cluster_run(cluster: Cluster, namespace: str, name: str, output: str | None) -> None:

@@ -19,8 +19,8 @@ from tandem_operator.cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from tandem_operator.cli.glance import from_resource
 from tandem_operator.cli.invocation import program
 from tandem_operator.cli.live import LiveDisplay, PlainDisplay
-from tandem_operator.cli.show import console
 from tandem_operator.cli.tables import results
+from tandem_operator.cli.terminal import console
 
 #: Seconds between two looks of the display at the clock.
 _TICK_SECONDS = 0.25

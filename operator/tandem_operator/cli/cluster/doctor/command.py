@@ -22,7 +22,7 @@ from tandem_operator.cli.cluster.output import print_document
 from tandem_operator.cli.cluster.submit import resource_of
 from tandem_operator.cli.errors import EXIT_DONE, EXIT_FAILED
 from tandem_operator.cli.manifest import parse_for_cluster, read_manifest
-from tandem_operator.cli.show import console
+from tandem_operator.cli.terminal import console
 
 _COLORS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 
