@@ -93,7 +93,10 @@ def pretend_pod(world: World) -> None:
     """The pod that the operator's process would have in a cluster, and no kubelet takes up."""
     let_go = world.kubelet.hold(lambda pod: pod["metadata"]["namespace"] == world.namespace and "run" not in str(pod))
     metadata = {"name": "operator-0", "namespace": world.namespace, "labels": _LABELS}
-    spec = {"containers": [{"name": "operator", "image": "tandem-operator:test"}]}
+    spec = {
+        "automountServiceAccountToken": False,
+        "containers": [{"name": "operator", "image": "tandem-operator:test"}],
+    }
     world.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
     world.api.patch("Pod", world.namespace, "operator-0", {"status": status}, subresource="status")
@@ -136,7 +139,6 @@ def test_a_run_is_submitted_watched_to_its_end_and_looked_at(user: User) -> None
     assert "would be accepted" in user.tandem("submit", "-f", manifest, "--dry-run")
     assert user.tandem("submit", "-f", manifest, "-o", "name") == f"optimizationrun.tandem.dev/{LONG}\n"
     assert "exists already" in user.tandem("submit", "-f", manifest)
-    assert "has no report yet" in user.tried("tandem", "report", LONG).stderr
 
     watched = user.tandem("watch", LONG, seconds=RUN_SECONDS)
     assert "step 1 (p), optimize: done" in watched
@@ -158,9 +160,12 @@ def test_a_run_is_submitted_watched_to_its_end_and_looked_at(user: User) -> None
     reasons = [line[20:].split("  ")[0] for line in events.splitlines()[1:] if line[:1].strip()]
     assert reasons[0] == "StepStarted" and reasons[-1] == "RunSucceeded"
 
+    # Workers that are no processes write nothing, and name a bucket of their own: this is the last one's.
+    folder = f"{user.world.namespace}/{LONG}/{uid}/result/"
+    result = {"uri": f"s3://{user.world.s3['bucket']}/{folder}"}
+    user.world.api.patch(KIND, user.world.namespace, LONG, {"status": {"result": result}}, subresource="status")
     assert "result/report.html does not exist" in user.tried("tandem", "report", LONG).stderr
-    # Workers that are no processes write nothing: this is the last one's.
-    user.world.store.put(f"{user.world.namespace}/{LONG}/{uid}/result/report.html", b"<html>the report</html>")
+    user.world.store.put(f"{folder}report.html", b"<html>the report</html>")
     assert user.tandem("report", LONG) == f"{LONG}-report.html\n"
     assert (user.folder / f"{LONG}-report.html").read_text() == "<html>the report</html>"
     assert user.tandem("watch", LONG, "-n", user.world.namespace).count("outcome") == 1
@@ -188,6 +193,7 @@ def test_a_run_is_suspended_resumed_and_cancelled(user: User) -> None:
         user.world.wait("its first worker", lambda: user.world.pods("held"))
         assert "keeps everything" in user.tandem("suspend", "held")
         user.world.wait("the suspension", lambda: user.world.condition("Suspended", "held").get("status") == "True")
+        assert "has no report yet" in user.tried("tandem", "report", "held").stderr
         assert "held: Suspended" in user.tandem("status", "held")
         assert "goes on" in user.tandem("resume", "held")
         user.world.wait("its end", lambda: user.world.condition("Suspended", "held").get("status") == "False")

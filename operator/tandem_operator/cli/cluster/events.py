@@ -32,7 +32,7 @@ def show_events(name: str, access: Access, *, output: str | None, watch: bool) -
         raise ConfigurationError(f"--watch goes on with rows of a table; drop it, or -o {output}")
     cluster = connect(access.kubeconfig, access.context)
     namespace = access.namespace or cluster.namespace
-    found = sorted(cluster.events(namespace, name), key=last_seen)
+    found = sorted(cluster.events(namespace, name), key=_order)
     if not found:
         cluster.get(namespace, name)  # An error for a name that is no run's.
     if output not in (None, "wide"):
@@ -77,6 +77,12 @@ def event_table(found: Sequence[Resource], now: datetime, *, is_wide: bool, with
     for event in found:
         table.add_row(*_cells(event, now, is_wide=is_wide))
     return table
+
+
+def _order(event: Resource) -> tuple[str, int]:
+    """By the second, and within one as they were stored."""
+    version = str(event["metadata"].get("resourceVersion") or "")
+    return last_seen(event), int(version) if version.isdecimal() else 0
 
 
 def last_seen(event: Resource) -> str:

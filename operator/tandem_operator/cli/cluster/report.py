@@ -54,18 +54,15 @@ def read_report(resource: Resource, endpoint: str | None) -> bytes:
     s3: dict[str, Any] = resource["spec"]["storage"]["s3"]
     from tandem_api.store import S3Store  # boto3 takes a while, and is for this alone
 
+    bucket, address = s3["bucket"], f"{uri.rstrip('/')}/{REPORT}"
     try:
-        store = S3Store(s3["bucket"], endpoint or s3.get("endpoint"), s3.get("region"))
-        data = store.get(_key(uri, s3["bucket"]))
+        store = S3Store(bucket, endpoint or s3.get("endpoint"), s3.get("region"))
+        data = store.get(address.removeprefix(f"s3://{bucket}/"))
     except (TandemError, ValueError) as error:
         raise _explained(error, s3, endpoint) from error
     if data is None:
-        raise DataError(f"{uri}{REPORT} does not exist: it was removed, or the run is of a version without reports")
+        raise DataError(f"{address} does not exist: it was removed, or the run is of a version without reports")
     return data
-
-
-def _key(uri: str, bucket: str) -> str:
-    return uri.removeprefix(f"s3://{bucket}/").rstrip("/") + f"/{REPORT}"
 
 
 def _explained(error: Exception, s3: dict[str, Any], endpoint: str | None) -> TandemError:
