@@ -2,9 +2,9 @@
 
     .venv/bin/python tests/bench/cli_start.py [--rounds 7]
 
-Each figure is the median of that many processes, beside the goal and beside a Python that does nothing. What the cluster
-itself and the way to it take is not in them: it is an HTTP server of this process. `CPU` is what the machine would take
-with nothing else to do.
+Each figure is the median of that many processes, beside the goal and beside a Python that does nothing. What a cluster
+and the way to it take is not in them: it is an HTTP server of this process. `CPU` is what a machine takes that has
+nothing else to do; ends with 1 when that is beyond a goal.
 """
 
 from __future__ import annotations

@@ -42,7 +42,9 @@ class User:
         """What a command prints. Fails unless it ends with that code."""
         done = subprocess.run(
             self.command(name, *arguments),
-            capture_output=True, text=True, cwd=self.folder,
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
             env={**self.environment, **environment},
             timeout=180,
             check=False,

@@ -43,7 +43,7 @@ class User:
         ours = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         for name in [name for name in ours if name.startswith("AWS_")]:
             del ours[name]
-        self.environment = {
+        environment = {
             **ours,
             **world.ground.storage.credentials,
             "KUBECONFIG": str(kubeconfig),
@@ -51,6 +51,8 @@ class User:
             "COLUMNS": "80",
             "HOME": str(self.folder),
         }
+        self.surroundings: dict[str, Any] = {"env": environment, "cwd": self.folder, "text": True}
+        """Of every command."""
 
     def run(self, *command: str, code: int = 0, seconds: float = 120.0) -> str:
         """What a command prints. Fails unless it ends with that code."""
@@ -60,15 +62,7 @@ class User:
 
     def tried(self, *command: str, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
         """A command that may fail."""
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            env=self.environment,
-            cwd=self.folder,
-            timeout=seconds,
-            check=False,
-        )
+        return subprocess.run(command, **self.surroundings, capture_output=True, timeout=seconds, check=False)
 
     def tandem(self, *arguments: str, code: int = 0, seconds: float = 120.0) -> str:
         """The same of `tandem`."""
@@ -91,8 +85,10 @@ def user(ground: Ground) -> Iterator[User]:
 
 def pretend_pod(world: World) -> None:
     """The pod that the operator's process would have in a cluster, and no kubelet takes up."""
-    let_go = world.kubelet.hold(lambda pod: pod["metadata"]["namespace"] == world.namespace and "run" not in str(pod))
     metadata = {"name": "operator-0", "namespace": world.namespace, "labels": _LABELS}
+    world.kubelet.hold(
+        lambda pod: (pod["metadata"]["namespace"], pod["metadata"]["name"]) == (world.namespace, "operator-0")
+    )
     spec = {
         "automountServiceAccountToken": False,
         "containers": [{"name": "operator", "image": "tandem-operator:test"}],
@@ -100,7 +96,6 @@ def pretend_pod(world: World) -> None:
     world.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
     world.api.patch("Pod", world.namespace, "operator-0", {"status": status}, subresource="status")
-    let_go()
 
 
 def fits(text: str) -> bool:
@@ -134,13 +129,19 @@ def test_the_doctor_misses_what_is_not_there(user: User) -> None:
 
 
 def test_a_run_is_submitted_watched_to_its_end_and_looked_at(user: User) -> None:
+    let_go = user.world.kubelet.hold(lambda pod: pod["metadata"]["namespace"] == user.world.namespace)
     user.world.operator.start()
     manifest = user.write(LONG, strategy="p")
     assert "would be accepted" in user.tandem("submit", "-f", manifest, "--dry-run")
     assert user.tandem("submit", "-f", manifest, "-o", "name") == f"optimizationrun.tandem.dev/{LONG}\n"
     assert "exists already" in user.tandem("submit", "-f", manifest)
 
-    watched = user.tandem("watch", LONG, seconds=RUN_SECONDS)
+    with subprocess.Popen(("tandem", "watch", LONG), **user.surroundings, stdout=subprocess.PIPE) as watching:
+        user.world.wait("its first worker", lambda: user.world.pods(LONG))
+        assert watching.poll() is None
+        let_go()
+        watched, _ = watching.communicate(timeout=RUN_SECONDS)
+    assert watching.returncode == 0
     assert "step 1 (p), optimize: done" in watched
     assert "outcome     Succeeded" in watched
 

@@ -124,3 +124,11 @@ def test_a_dry_run_creates_nothing(cluster: FakeCluster) -> None:
     assert result.stdout == "small would be accepted in namespace default\n"
     assert cluster.runs == {}
     assert cluster.asked("POST")[0][1]["dryRun"] == "All"
+
+
+def test_a_selector_that_is_none_is_refused_in_the_servers_words(cluster: FakeCluster) -> None:
+    said = "unable to parse requirement: found '=', expected: identifier"
+    cluster.refuse("GET", LIST, status_answer(400, "BadRequest", said))
+    result = tandem("list", "-l", "==")
+    assert result.exit_code == 2
+    assert result.stderr == f"error: the API server refuses to list optimizationruns:\n  {said}\n"

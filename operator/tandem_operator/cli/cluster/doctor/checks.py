@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from tandem_operator.cli.cluster.client import Resource
 from tandem_operator.cli.cluster.doctor.facts import READ, WRITE, Facts, Unseen
 from tandem_operator.cli.cluster.doctor.finding import Finding, fail, ok, warn
 from tandem_operator.cli.cluster.doctor.needs import CLAIM, Needed
+from tandem_operator.cli.cluster.doctor.pods import images_of, is_ready, not_pulled, pulled, why_not_ready
+from tandem_operator.cli.cluster.doctor.schema import fields_of, own_definition
 
 _ADMIN = "ask an administrator to run tandem doctor"
 _INSTALL = "helm install tandem charts/tandem --namespace tandem-system --create-namespace"
@@ -18,7 +20,6 @@ _UPGRADE = "helm upgrade tandem charts/tandem --namespace tandem-system"
 _OLDEST: Final = (1, 20)
 #: No clock is right: a leader renews each few seconds, and this is long after that.
 _LEASE_SECONDS: Final = 60
-_PULL: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"})
 _DEVICE_WORDS: Final = ("gpu", "tpu", "gaudi", "neuron", "xpu")
 _OPTIONAL: Final = (
     ("jobset.x-k8s.io", "JobSet", "training over several nodes"),
@@ -56,7 +57,7 @@ def definition(facts: Facts) -> Iterator[Finding]:
     if not isinstance(found, dict):
         yield ok("crd", "tandem.dev/v1alpha1 is served (its fields are an administrator's to see)")
         return
-    here, there = _fields(_own_definition()), _fields(found)
+    here, there = fields_of(own_definition()), fields_of(found)
     missing, unknown = sorted(here - there), sorted(there - here)
     if missing:
         yield fail(
@@ -84,14 +85,14 @@ def operator(facts: Facts) -> Iterator[Finding]:
         where = f"in namespace {seen.namespace}" if seen.namespace is not None else "in the cluster"
         yield fail("operator", f"no pod of the operator is {where}", f"{_INSTALL}, or raise its replicas")
     else:
-        ready = [pod for pod in pods if _is_ready(pod)]
-        said = f"{len(ready)} of {len(pods)} pods are ready in namespace {seen.namespace}: {', '.join(_images(pods))}"
+        ready = [pod for pod in pods if is_ready(pod)]
+        said = f"{len(ready)} of {len(pods)} pods are ready in namespace {seen.namespace}: {', '.join(images_of(pods))}"
         if ready:
             yield ok("operator", said)
         else:
             name = pods[0]["metadata"]["name"]
             look = f"kubectl logs -n {seen.namespace} {name}; kubectl describe pod -n {seen.namespace} {name}"
-            yield fail("operator", f"{said}; {_why(pods[0])}", look)
+            yield fail("operator", f"{said}; {why_not_ready(pods[0])}", look)
     yield from _leader(facts)
     namespaces = seen.settings.get("namespaces") or []
     if namespaces and facts.namespace not in namespaces:
@@ -147,7 +148,7 @@ def images(facts: Facts) -> Iterator[Finding]:
     """Which images runs use, and whether a node could not pull one."""
     named = (facts.operators.settings.get("images") or {}).get("trainer")
     pods = [*_listed(facts.pods), *_listed(facts.operators.pods)]
-    bad = {image: f"{reason}: {message}" for pod in pods for image, reason, message in _not_pulled(pod)}
+    bad = {image: f"{reason}: {message}" for pod in pods for image, reason, message in not_pulled(pod)}
     for image, why in bad.items():
         yield fail(
             "images",
@@ -156,10 +157,10 @@ def images(facts: Facts) -> Iterator[Finding]:
         )
     if bad:
         return
-    pulled = sorted({image for pod in pods for image in _pulled(pod)})
+    have = sorted({image for pod in pods for image in pulled(pod)})
     if named is None:
         yield warn("images", "the operator's settings cannot be seen, so neither which image runs use", _ADMIN)
-    elif any(image == named or image.endswith(f"/{named}") for image in pulled):
+    elif any(image == named or image.endswith(f"/{named}") for image in have):
         yield ok("images", f"runs use {named}; a node has pulled it")
     else:
         yield ok(
@@ -172,7 +173,7 @@ def devices(facts: Facts) -> Iterator[Finding]:
     if isinstance(facts.nodes, Unseen):
         yield warn("gpu", f"nodes cannot be seen: {facts.nodes.why}", "ask an administrator: kubectl describe nodes")
         return
-    usable = [node for node in facts.nodes if _is_ready(node) and not (node.get("spec") or {}).get("unschedulable")]
+    usable = [node for node in facts.nodes if is_ready(node) and not (node.get("spec") or {}).get("unschedulable")]
     if not usable:
         yield fail("gpu", f"none of {len(facts.nodes)} nodes is ready", "kubectl get nodes; kubectl describe node NAME")
         return
@@ -317,29 +318,6 @@ def _object(facts: Facts, needed: Needed, found: Resource | Unseen | None) -> Fi
     return ok(check, f"{title} is there{keys}")
 
 
-def _own_definition() -> dict[str, Any]:
-    from tandem_api.v1alpha1.crd import render_crd
-
-    return render_crd()
-
-
-def _fields(definition: Resource) -> frozenset[str]:
-    """`spec.storage.s3.bucket` and all others of v1alpha1, of spec and status."""
-    versions = definition["spec"].get("versions") or []
-    version: Resource = next((one for one in versions if one["name"] == "v1alpha1"), {})
-    return frozenset(_paths(((version.get("schema") or {}).get("openAPIV3Schema")) or {}, ""))
-
-
-def _paths(schema: Resource, before: str) -> Iterator[str]:
-    for name, inner in (schema.get("properties") or {}).items():
-        path = f"{before}.{name}".lstrip(".")
-        yield path
-        yield from _paths(inner, path)
-    for key in ("items", "additionalProperties"):
-        if isinstance(schema.get(key), dict):
-            yield from _paths(schema[key], f"{before}[]")
-
-
 def _some(paths: list[str]) -> str:
     shown = ", ".join(paths[:3])
     return shown if len(paths) <= 3 else f"{shown} and {len(paths) - 3} more"
@@ -349,44 +327,8 @@ def _listed(found: list[Resource] | Unseen) -> list[Resource]:
     return found if isinstance(found, list) else []
 
 
-def _is_ready(thing: Resource) -> bool:
-    conditions = (thing.get("status") or {}).get("conditions") or []
-    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
-
-
 def _is_device(name: str) -> bool:
     return any(word in name.lower() for word in _DEVICE_WORDS)
-
-
-def _images(pods: list[Resource]) -> list[str]:
-    return sorted({one["image"] for pod in pods for one in pod["spec"].get("containers") or []})
-
-
-def _why(pod: Resource) -> str:
-    status = pod.get("status") or {}
-    for one in status.get("containerStatuses") or []:
-        waits = (one.get("state") or {}).get("waiting")
-        if waits:
-            return f"{waits.get('reason')}: {waits.get('message') or 'no more is known'}"
-    return f"{pod['metadata']['name']} is {status.get('phase')}"
-
-
-def _statuses(pod: Resource) -> list[Resource]:
-    status = pod.get("status") or {}
-    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
-
-
-def _not_pulled(pod: Resource) -> Iterator[tuple[str, str, str]]:
-    for one in _statuses(pod):
-        waits = (one.get("state") or {}).get("waiting") or {}
-        if waits.get("reason") in _PULL:
-            yield str(one.get("image")), waits["reason"], str(waits.get("message") or f"pod {pod['metadata']['name']}")
-
-
-def _pulled(pod: Resource) -> Iterator[str]:
-    for one in _statuses(pod):
-        if one.get("imageID"):
-            yield str(one.get("image"))
 
 
 CHECKS: Final[tuple[Callable[[Facts], Iterator[Finding]], ...]] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ _THREADS = 8
 _LEASE = "tandem-operator"
 _OPERATOR = f"{APP_NAME}=tandem,{COMPONENT}=operator"
 _CRD = "optimizationruns.tandem.dev"
+_K = TypeVar("_K")
 _T = TypeVar("_T")
 
 
@@ -109,8 +110,8 @@ def gather(cluster: Cluster, namespace: str, operator_namespace: str | None, man
     objects = needs.objects if needs is not None else ()
     ours = f"{MANAGED_BY}=tandem-operator,{APP_NAME}=tandem"
     with ThreadPoolExecutor(_THREADS) as pool:
-        rights = look.each(pool.map, (*READ, *WRITE), lambda right: look.may(namespace, right))
-        found = look.each(pool.map, objects, lambda one: look.get(f"{place}/{one.kind}/{quote(one.name)}"))
+        rights = each(pool, (*READ, *WRITE), lambda right: look.may(namespace, right))
+        found = each(pool, objects, lambda one: look.get(f"{place}/{one.kind}/{quote(one.name)}"))
         return Facts(
             server=cluster.server,
             namespace=namespace,
@@ -181,11 +182,6 @@ class Looker:
         except (ApiException, HTTPError, ValueError, KeyError) as error:
             return Unseen(str(getattr(error, "reason", None) or error)[:200])
 
-    def each(self, map_: Callable[..., Iterable[_T]], keys: Iterable[Any], look: Callable[[Any], _T]) -> dict[Any, _T]:
-        """What `look` finds for each key."""
-        keys = list(keys)
-        return dict(zip(keys, map_(look, keys), strict=True))
-
     def operators(self, namespace: str | None) -> Operators:
         """The operator in that namespace, or wherever one is."""
         place = f"/api/v1/namespaces/{quote(namespace)}" if namespace is not None else "/api/v1"
@@ -211,6 +207,12 @@ class Looker:
         except TandemError as error:
             return str(error)
         return ""
+
+
+def each(pool: Executor, keys: Iterable[_K], look: Callable[[_K], _T]) -> dict[_K, _T]:
+    """What `look` finds for each key."""
+    keys = list(keys)
+    return dict(zip(keys, pool.map(look, keys), strict=True))
 
 
 def _settings(configured: Resource) -> dict[str, Any]:
