@@ -32,10 +32,11 @@ def follow(
     while True:
         try:
             for item in _session(cluster, path, resource, namespace, query):
-                if patience.is_tried:
-                    typer.echo("connected again", err=True)
-                patience.restored()
-                if versions.get(_uid(item)) != _version(item):
+                if item is None:
+                    if patience.is_tried:
+                        typer.echo("connected again", err=True)
+                    patience.restored()
+                elif versions.get(_uid(item)) != _version(item):
                     versions[_uid(item)] = _version(item)
                     yield item
             pause = _BETWEEN_SECONDS
@@ -48,9 +49,11 @@ def follow(
 
 def _session(
     cluster: Cluster, path: str, resource: str, namespace: str | None, query: dict[str, Any]
-) -> Iterator[Resource]:
+) -> Iterator[Resource | None]:
+    """None: the connection is there."""
     with cluster.asking("list", resource, namespace):
         page: Resource = cluster.api.get(path, query)
+    yield None
     yield from page.get("items") or []
     for kind, item in cluster.changes(path, resource, namespace, page, **query):
         if kind in ("ADDED", "MODIFIED"):

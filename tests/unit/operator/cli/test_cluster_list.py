@@ -98,6 +98,7 @@ def test_a_watched_list_survives_a_lost_connection(cluster: FakeCluster, monkeyp
     result = tandem("list", "-w")
     assert result.exit_code == 130
     assert "connection lost, trying again" in result.stderr
+    assert "connected again" in result.stderr
     assert result.stdout.splitlines()[2].split()[0] == "two"
 
 
