@@ -318,9 +318,14 @@ def test_a_manifest_that_is_not_valid_is_an_error_of_its_own(cluster: FakeCluste
 
 
 def test_the_defaults_of_the_operator_count_where_a_manifest_says_nothing() -> None:
-    defaults = {"training": {"resources": {"limits": {"nvidia.com/gpu": "2", "cpu": 4}}}}
-    (devices,) = needs_of(manifest()["spec"], defaults).devices
+    defaults = {
+        "training": {"resources": {"limits": {"nvidia.com/gpu": "2", "cpu": 4}}},
+        "cacheVolume": {"persistentVolumeClaim": {"claimName": "tandem-cache"}},
+    }
+    needs = needs_of(manifest()["spec"], {"defaults": defaults, "images": {"pullSecrets": ["registry"]}})
+    (devices,) = needs.devices
     assert (devices.where, devices.amounts) == ("the operator's defaults.training.resources", {"nvidia.com/gpu": 2})
+    assert {Needed(CLAIM, "tandem-cache"), Needed(SECRET, "registry")} <= set(needs.objects)
 
 
 def test_pod_templates_need_what_they_mount() -> None:

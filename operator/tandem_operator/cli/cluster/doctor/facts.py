@@ -106,7 +106,7 @@ def gather(cluster: Cluster, namespace: str, operator_namespace: str | None, man
     groups = look.get("/apis")
     place = f"/api/v1/namespaces/{quote(namespace)}"
     operators = look.operators(operator_namespace)
-    needs = needs_of(manifest["spec"], operators.settings.get("defaults") or {}) if manifest is not None else None
+    needs = needs_of(manifest["spec"], operators.settings) if manifest is not None else None
     objects = needs.objects if needs is not None else ()
     ours = f"{MANAGED_BY}=tandem-operator,{APP_NAME}=tandem"
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -58,9 +58,12 @@ class Needs:
     queue: str | None
 
 
-def needs_of(spec: dict[str, Any], defaults: dict[str, Any]) -> Needs:
-    """What a valid spec needs; `defaults`: the operator's, for what the spec does not say (empty: not known)."""
-    found: dict[Needed, None] = dict.fromkeys(_objects(spec))
+def needs_of(spec: dict[str, Any], settings: dict[str, Any]) -> Needs:
+    """What a valid spec needs; `settings`: the operator's, for what every run gets and what the spec does not say
+    (empty: not known)."""
+    defaults = settings.get("defaults") or {}
+    given = {name: defaults.get(name) for name in ("cacheVolume", "podTemplate")}
+    pull = [Needed(SECRET, name) for name in (settings.get("images") or {}).get("pullSecrets") or []]
     devices = [
         Devices(f"spec.{part}.resources" if own else f"the operator's defaults.{part}.resources", amounts)
         for part in ("serving", "training")
@@ -69,7 +72,8 @@ def needs_of(spec: dict[str, Any], defaults: dict[str, Any]) -> Needs:
         if amounts
     ]
     is_set = (spec.get("training") or {}).get("backend") == "jobset"
-    return Needs(tuple(found), tuple(devices), is_set, spec.get("queue"))
+    objects = dict.fromkeys([*_objects(spec), *_objects(given), *pull])
+    return Needs(tuple(objects), tuple(devices), is_set, spec.get("queue"))
 
 
 def _objects(value: Any, field: str = "") -> Iterator[Needed]:
