@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from tandem_api.v1alpha1.run import KIND
 
 #: As long as a run's name may be.
 LONG: Final = "reviews-" + "x" * 44
+_PROGRAMS: Final[dict[str, str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 _LABELS: Final = {"app.kubernetes.io/name": "tandem", "app.kubernetes.io/component": "operator"}
 
 
@@ -36,9 +38,10 @@ class User:
         document = yaml.safe_load(kubeconfig.read_text())
         document["contexts"][0]["context"]["namespace"] = world.namespace
         kubeconfig.write_text(yaml.safe_dump(document))
-        for name in ("tandem", "kubectl-tandem"):
+        for name, target in _PROGRAMS.items():
+            module, _, function = target.partition(":")
             path = self.folder / name
-            path.write_text(f"#!{sys.executable}\nfrom tandem_operator.cli.main import main\nmain()\n")
+            path.write_text(f"#!{sys.executable}\nfrom {module} import {function}\n{function}()\n")
             path.chmod(0o755)
         ours = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         for name in [name for name in ours if name.startswith("AWS_")]:
@@ -212,6 +215,9 @@ def test_kubectl_runs_it_as_its_plugin(user: User) -> None:
     assert "kubectl-tandem" in user.run(kubectl, "plugin", "list")
     assert user.run(kubectl, "tandem", "list", "-o", "name") == f"optimizationrun.tandem.dev/{LONG}\n"
     assert "Usage: kubectl tandem status" in user.run(kubectl, "tandem", "status", "--help")
+    # Nothing is completed while the machine is too busy to answer in time.
+    complete = (kubectl, "__complete", "tandem", "status", "rev")
+    user.world.wait("the name of the run", lambda: LONG in user.run(*complete).splitlines())
     gone = user.tried(kubectl, "tandem", "status", "reviews", "-n", user.world.namespace)
     assert gone.returncode == 2
     assert f"did you mean {LONG}?" in gone.stderr or f"there are: {LONG}" in gone.stderr

@@ -24,23 +24,23 @@ _MOST = 500
 
 def run_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Runs of the namespace."""
-    return _beginning(incomplete, _in_time(lambda: _runs(ctx.params)))
+    return _beginning(incomplete, _runs(ctx.params))
 
 
 def run_names_anywhere(ctx: typer.Context, incomplete: str) -> list[str]:
     """Runs in folders, and runs of the namespace."""
     here = [path.parent.name for path in Path("runs").glob("*/status.yaml")]
-    return _beginning(incomplete, {*here, *_in_time(lambda: _runs(ctx.params))})
+    return _beginning(incomplete, {*here, *_runs(ctx.params)})
 
 
 def contexts(ctx: typer.Context, incomplete: str) -> list[str]:
     """Contexts of the kubeconfig."""
-    return _beginning(incomplete, _in_time(lambda: _contexts(ctx.params)))
+    return _beginning(incomplete, _contexts(ctx.params))
 
 
 def namespaces(ctx: typer.Context, incomplete: str) -> list[str]:
     """Namespaces of the cluster."""
-    return _beginning(incomplete, _in_time(lambda: _names(ctx.params, lambda _: "/api/v1/namespaces")))
+    return _beginning(incomplete, _names(ctx.params, lambda _: "/api/v1/namespaces"))
 
 
 def kubectl_complete() -> None:
@@ -86,15 +86,18 @@ def _runs(params: dict[str, Any]) -> list[str]:
 def _names(params: dict[str, Any], path: Callable[[str], str]) -> list[str]:
     from tandem_operator.cli.cluster.access import connect
 
-    cluster = connect(_kubeconfig(params), params.get("context"))
-    found = cluster.api.get(path(cluster.namespace), {"limit": _MOST}, timeout=_TIMEOUT, accept=_NAMES_ONLY)
-    return [str(item["metadata"]["name"]) for item in found.get("items") or []]
+    def look() -> list[str]:
+        cluster = connect(_kubeconfig(params), params.get("context"))
+        found = cluster.api.get(path(cluster.namespace), {"limit": _MOST}, timeout=_TIMEOUT, accept=_NAMES_ONLY)
+        return [str(item["metadata"]["name"]) for item in found.get("items") or []]
+
+    return _in_time(look)
 
 
 def _contexts(params: dict[str, Any]) -> list[str]:
     from tandem_operator.cli.cluster.access import context_names
 
-    return context_names(_kubeconfig(params))
+    return _in_time(lambda: context_names(_kubeconfig(params)))
 
 
 def _kubeconfig(params: dict[str, Any]) -> Path | None:

@@ -111,6 +111,8 @@ def _hand_over(data: bytes, name: str, out: Path | None, *, open_it: bool) -> No
 
 def _write(path: Path, data: bytes) -> None:
     """Whole or not at all."""
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"--out {path}: there is no folder {path.parent}; make it, or choose another one")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:

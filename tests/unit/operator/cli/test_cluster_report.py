@@ -123,8 +123,8 @@ def test_a_run_that_goes_on_or_has_failed_has_none(cluster: FakeCluster) -> None
 def test_a_folder_that_is_not_there_is_told(cluster: FakeCluster, store: str) -> None:
     cluster.put(finished(store))
     result = tandem("report", "small", "--out", "nowhere/it.html")
-    assert result.exit_code == 1
-    assert "No such file or directory" in result.stderr
+    assert result.exit_code == 2
+    assert "--out nowhere/it.html: there is no folder nowhere" in result.stderr
 
 
 def test_a_local_run_comes_first_and_can_be_copied(cluster: FakeCluster, store: str, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ FULL = {
         (with_("/api/v1/pods", listed(operator_pod(**NOT_READY))), "operator", "fail", "CrashLoopBackOff", "logs"),
         (with_("/api/v1/configmaps", listed(settings(namespaces=["team"]))), "operator", "fail", "team", "default"),
         (without(LEASE), "leader", "fail", "no operator leads", "kubectl logs"),
-        (with_(LEASE, lease(300)), "leader", "fail", "gone leads, and has said so 3", "kubectl get pods"),
+        (with_(LEASE, lease(300)), "leader", "fail", "gone leads, and has said so ", "kubectl get pods"),
         (with_("/api/v1/nodes", listed(node("a"))), "gpu", "warn", "no accelerator on 1 ready nodes", "plugin"),
         (with_("/api/v1/nodes", listed()), "gpu", "fail", "none of 0 nodes is ready", "kubectl get nodes"),
         (with_(DNS, listed({"subsets": []})), "dns", "fail", "no server that is ready", "k8s-app=kube-dns"),

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from tandem_api.errors import TandemError
 from tandem_operator.cli.cluster.access import Access, connect
-from tandem_operator.cli.cluster.client import Resource
 from tandem_operator.cli.cluster.doctor.checks import CHECKS
 from tandem_operator.cli.cluster.doctor.facts import gather
 from tandem_operator.cli.cluster.doctor.finding import Finding, Level, fail
@@ -29,17 +28,13 @@ _COLORS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 
 def examine(access: Access, file: Path | None, operator_namespace: str | None, *, as_json: bool) -> int:
     """Print what is found, each with what to do about it. Returns the exit code."""
-    named: str | None = None
-    manifest: Resource | None = None
-    if file is not None:
-        read = read_manifest(file)
+    read = read_manifest(file) if file is not None else None
+    if read is not None:
         parse_for_cluster(read)
-        named = read.document["metadata"].get("namespace")
-        manifest = read.document
     cluster = connect(access.kubeconfig, access.context)
+    named = read.document["metadata"].get("namespace") if read is not None else None
     namespace = access.namespace or named or cluster.namespace
-    if file is not None:
-        manifest = resource_of(read, namespace)
+    manifest = resource_of(read, namespace) if read is not None else None
     try:
         facts = gather(cluster, namespace, operator_namespace, manifest)
     except TandemError as error:
