@@ -76,7 +76,8 @@ def test_a_run_is_looked_at_from_all_sides_and_cancelled(user: User, namespace: 
         user.command("watch", name), stdout=subprocess.PIPE, text=True, env=user.environment, cwd=user.folder
     )
     try:
-        assert '"level"' in user.run("logs", name, "-f", "--step", "0", "--stage", "check")
+        # A check that finds nothing wrong says nothing.
+        user.run("logs", name, "-f", "--step", "0", "--stage", "check")
         assert name in user.run("list")
         assert user.run("list", "-o", "name").split() == [f"optimizationrun.tandem.dev/{name}"]
         assert f"{name}: " in user.run("status", name)
@@ -92,3 +93,13 @@ def test_a_run_is_looked_at_from_all_sides_and_cancelled(user: User, namespace: 
     assert "check: started" in said and "the run goes on" in said and "kubectl tandem watch" in said
     user.run("cancel", name, "--yes")
     assert user.run("list", "-o", "name") == ""
+
+
+def test_a_run_that_fails_says_why(user: User, namespace: Namespace) -> None:
+    program = {"entrypoint": "nowhere:build", "adapter": "plain"}
+    user.run("submit", "-f", user.write(reviews(namespace.name, "broken", program=program, strategy="vanilla")))
+    assert "outcome     Failed: " in user.run("watch", "broken", code=1)
+    assert "BadConfiguration" in user.run("logs", "broken", "--stage", "check")
+    assert "RunFailed" in user.run("events", "broken")
+    user.run("report", "broken", code=1)
+    user.run("cancel", "broken", "--yes")

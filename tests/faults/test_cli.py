@@ -139,9 +139,10 @@ def test_a_run_is_submitted_watched_to_its_end_and_looked_at(user: User) -> None
     assert user.tandem("submit", "-f", manifest, "-o", "name") == f"optimizationrun.tandem.dev/{LONG}\n"
     assert "exists already" in user.tandem("submit", "-f", manifest)
 
+    user.world.wait("its first worker", lambda: user.world.pods(LONG))
     with subprocess.Popen(("tandem", "watch", LONG), **user.surroundings, stdout=subprocess.PIPE) as watching:
-        user.world.wait("its first worker", lambda: user.world.pods(LONG))
-        assert watching.poll() is None
+        assert watching.stdout is not None
+        assert "going on with step 0 (baseline), check" in watching.stdout.readline()
         let_go()
         watched, _ = watching.communicate(timeout=RUN_SECONDS)
     assert watching.returncode == 0
