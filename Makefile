@@ -60,6 +60,7 @@ test-faults: environment
 # A goal that is missed is said in the table; the other measurements are made nevertheless. About 40 minutes; the last
 # one, with a real model, is most of it and goes on where it was stopped.
 bench: environment
+	-$(PYTHON) tests/bench/cli_start.py
 	-$(PYTHON) tests/bench/evaluation_rate.py
 	-$(PYTHON) tests/bench/prompt_search.py
 	-$(PYTHON) tests/bench/racing_quality.py --problems 100

@@ -3,14 +3,17 @@ all the while the operator, a model server and a training pod are killed."""
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.cluster.harness import OPERATOR_NAMESPACE, RESOURCE, ROOT, Namespace, reviews, until
+from tests.cluster.test_cli import User
 from tests.cluster.test_install import metrics
 
 OPERATOR_KILLS = 10
@@ -203,3 +206,25 @@ def test_one_job_an_attempt_is_recorded(story: tuple[Killer, dict[str, Any]], na
     # Their results are in the status: now they may be collected.
     assert all(job["spec"]["ttlSecondsAfterFinished"] == 3600 for job in jobs)
     assert namespace.cluster.get(RESOURCE, "reviews", namespace.name) is not None
+
+
+def test_its_owner_reads_the_report_with_kubectl_tandem(
+    story: tuple[Killer, dict[str, Any]], namespace: Namespace, tmp_path: Path
+) -> None:
+    _, run = story
+    user = User(namespace, tmp_path)
+    assert "outcome     Succeeded" in user.run("watch", "reviews")
+    assert "RunSucceeded" in user.run("events", "reviews")
+    kubectl = (str(namespace.cluster.tools / "kubectl"), *user.where)
+    forward = (*kubectl, "port-forward", "pod/s3", ":8333")
+    with subprocess.Popen(forward, stdout=subprocess.PIPE, text=True, env=user.environment) as process:
+        try:
+            assert process.stdout is not None
+            port = process.stdout.readline().split(" -> ")[0].rpartition(":")[2]
+            secret = namespace.cluster.get("secret", "s3-credentials", namespace.name)
+            assert secret is not None
+            keys = {name: base64.b64decode(value).decode() for name, value in secret["data"].items()}
+            user.run("report", "reviews", "--endpoint", f"http://127.0.0.1:{port}", **keys)
+        finally:
+            process.terminate()
+    assert run["metadata"]["name"] in (tmp_path / "reviews-report.html").read_text()

@@ -17,7 +17,8 @@ from rich.text import Text
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_operator.actions import EmitEvent
 from tandem_operator.cli.glance import Glance
-from tandem_operator.cli.narration import duration, narrate, progress_line, seconds_between, short, whereabouts
+from tandem_operator.cli.narration import duration, narrate, progress_line, seconds_between, whereabouts
+from tandem_operator.cli.text import short
 
 #: On what is no terminal, at most one line of progress in this many seconds.
 PROGRESS_SECONDS = 10.0

@@ -9,13 +9,24 @@ import typer
 
 from tandem_operator.cli.cluster import commands as cluster_commands
 from tandem_operator.cli.errors import EXIT_USAGE, fail, reported
-from tandem_operator.cli.options import Context, Kubeconfig, Manifest, ManifestNamespace, Namespace, OutputFormat
+from tandem_operator.cli.invocation import TANDEM, program
+from tandem_operator.cli.options import (
+    CLUSTER_PANEL,
+    AnyRunName,
+    Context,
+    Kubeconfig,
+    Manifest,
+    ManifestNamespace,
+    Namespace,
+    OutputFormat,
+)
 
 app = typer.Typer(
     name="tandem",
     help="Optimizes the prompts and the weights of a language-model program together.",
     no_args_is_help=True,
-    add_completion=False,
+    # kubectl completes its plugins by a program of their own: `completion.kubectl_complete`.
+    add_completion=program() == TANDEM,
     pretty_exceptions_enable=False,
 )
 
@@ -69,12 +80,7 @@ def run(
 
 @app.command()
 def status(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME", help="A run's folder, its name under runs/, or its name on a cluster.", show_default=False
-        ),
-    ],
+    name: AnyRunName,
     output: OutputFormat = None,
     namespace: Namespace = None,
     context: Context = None,
@@ -86,7 +92,7 @@ def status(
     """
     with reported():
         from tandem_operator.cli.cluster.access import Access
-        from tandem_operator.cli.cluster.status import show_status_anywhere
+        from tandem_operator.cli.cluster.anywhere import show_status_anywhere
 
         access = Access(namespace, context, kubeconfig)
         show_status_anywhere(name, access, output.value if output is not None else None)
@@ -94,14 +100,39 @@ def status(
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(help="The run's folder, or its name under runs/.", show_default=False)],
+    name: AnyRunName,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write it to this file or folder; - for the standard output. Default on a cluster: "
+            "NAME-report.html here.",
+            show_default=False,
+        ),
+    ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser, too.")] = False,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The object store as this machine reaches it. Default: spec.storage.s3.endpoint.",
+            show_default=False,
+            rich_help_panel=CLUSTER_PANEL,
+        ),
+    ] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Print the path of a local run's report."""
-    with reported():
-        from tandem_operator.cli.show import show_report
+    """Print where a run's report is; a cluster's is fetched from S3 with your own AWS credentials.
 
-        show_report(run, open_it=open_it)
+    A run of that name in a folder comes first, unless one of the cluster's options is given.
+    """
+    with reported():
+        from tandem_operator.cli.cluster.access import Access
+        from tandem_operator.cli.cluster.anywhere import show_report_anywhere
+
+        access = Access(namespace, context, kubeconfig)
+        show_report_anywhere(name, access, out=out, endpoint=endpoint, open_it=open_it)
 
 
 @app.command()
@@ -136,8 +167,8 @@ def version() -> None:
 
 
 def main() -> None:
-    """The entry point."""
-    app()
+    """The entry point, of kubectl's plugin too."""
+    app(prog_name=program())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from tandem_api.contract import Progress
 from tandem_api.v1alpha1 import Status
 from tandem_api.v1alpha1.status import Candidate, CurrentStep, StageStatus, StepStatus, TestScore
+from tandem_operator.cli.text import short
 
 
 def narrate(old: Status, new: Status) -> list[str]:
@@ -35,11 +36,6 @@ def interval(score: Candidate | TestScore) -> str:
     """`0.875 (95%: 0.806 to 0.922), n=120`, with the number of errors if there are any."""
     errors = f", {score.errors} errors" if score.errors else ""
     return f"{short(score.score)} (95%: {short(score.low)} to {short(score.high)}), n={score.n}{errors}"
-
-
-def short(score: str) -> str:
-    """A score with three decimals."""
-    return f"{float(score):.3f}"
 
 
 def whereabouts(status: Status) -> str:

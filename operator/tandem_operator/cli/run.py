@@ -10,11 +10,13 @@ from rich.console import Console
 from tandem_api.conditions import SUCCEEDED, SUSPENDED, find, is_true
 from tandem_api.v1alpha1 import OptimizationRun
 from tandem_operator.cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
+from tandem_operator.cli.invocation import program
 from tandem_operator.cli.live import LiveDisplay, PlainDisplay
 from tandem_operator.cli.loop import Interrupt, drive
 from tandem_operator.cli.manifest import parse, read_manifest
-from tandem_operator.cli.show import RUNS, console, report_path
+from tandem_operator.cli.show import RUNS, report_path
 from tandem_operator.cli.tables import results
+from tandem_operator.cli.terminal import console
 from tandem_operator.platforms.local.commands import Commands
 from tandem_operator.platforms.local.manifest import adopt, cluster_only, missing_keys, without_effect
 from tandem_operator.platforms.local.platform import LocalPlatform, LocalSettings
@@ -82,4 +84,4 @@ def _show_end(out: Console, folder: Workdir, run: OptimizationRun) -> int:
 
 
 def _command(file: Path, workdir: Path | None) -> str:
-    return f"tandem run -f {file} --local" + (f" --workdir {workdir}" if workdir is not None else "")
+    return f"{program()} run -f {file} --local" + (f" --workdir {workdir}" if workdir is not None else "")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import webbrowser
 from pathlib import Path
 
 import typer
-from rich.console import Console
 
-from tandem_api.conditions import PROGRESSING, SERVING_READY, WAITING, find
 from tandem_api.errors import ConfigurationError
 from tandem_api.v1alpha1 import OptimizationRun
 from tandem_operator.cli.errors import EXIT_FAILED, fail
 from tandem_operator.cli.manifest import parse, parse_for_cluster, read_manifest
-from tandem_operator.cli.tables import WIDTH, results
+from tandem_operator.cli.tables import print_run
+from tandem_operator.cli.terminal import console
 from tandem_operator.platforms.local.workdir import Workdir
 
 #: Where `tandem run` keeps runs unless it is told otherwise.
@@ -23,12 +21,6 @@ RUNS = Path("runs")
 
 class NoSuchRunError(ConfigurationError):
     """No folder of that name holds a run."""
-
-
-def console() -> Console:
-    """Where results are printed: as wide as the terminal, and 80 columns elsewhere."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=WIDTH)
 
 
 def find_run(name: str) -> tuple[Workdir, OptimizationRun]:
@@ -47,8 +39,11 @@ def find_run(name: str) -> tuple[Workdir, OptimizationRun]:
 
 
 def show_status(name: str, output: str | None) -> None:
-    """Print a local run's state, or its whole resource as yaml or json."""
+    """Print a local run's state, or its whole resource as yaml or json, or its name."""
     workdir, run = find_run(name)
+    if output == "name":
+        typer.echo(f"optimizationrun.tandem.dev/{run.metadata.name}")
+        return
     if output == "yaml":
         typer.echo(workdir.status.read_text(encoding="utf-8"), nl=False)
         return
@@ -62,29 +57,13 @@ def show_status(name: str, output: str | None) -> None:
         out.print(f"report      {report}", markup=False, soft_wrap=True)
 
 
-def print_run(out: Console, run: OptimizationRun) -> None:
-    """Where a run is, what it waits for, and what it found so far."""
-    status = run.status
-    out.print(f"{run.metadata.name}: {status.phase}", style="bold", markup=False)
-    current = status.step
-    if current is not None:
-        percent = f", {current.progress}%" if current.progress is not None else ""
-        out.print(f"step {current.index} ({current.kind}), {current.stage}{percent} {current.message}", markup=False)
-    for kind in (PROGRESSING, SERVING_READY):
-        condition = find(status.conditions, kind)
-        if condition is not None and condition.reason in WAITING:
-            out.print(f"waiting     {condition.reason}: {condition.message}", markup=False)
-    out.print()
-    out.print(results(run))
-
-
 def report_path(workdir: Workdir) -> Path:
     """Where a run's report is once there is one."""
     return workdir.result / "report.html"
 
 
-def show_report(name: str, *, open_it: bool) -> None:
-    """Print where the report is."""
+def find_report(name: str) -> Path:
+    """A local run's report. Raises typer.Exit while there is none."""
     workdir, run = find_run(name)
     path = report_path(workdir)
     if not path.exists():
@@ -93,9 +72,7 @@ def show_report(name: str, *, open_it: bool) -> None:
             "succeeds, and `tandem run --local` fetches it",
             EXIT_FAILED,
         )
-    typer.echo(str(path))
-    if open_it:
-        webbrowser.open(path.as_uri())
+    return path
 
 
 def validate_manifest(file: Path, *, schema_only: bool, for_cluster: bool) -> None:

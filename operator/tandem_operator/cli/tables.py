@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tandem_api.conditions import SUCCEEDED, find
+from tandem_api.conditions import PROGRESSING, SERVING_READY, SUCCEEDED, WAITING, find
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_api.v1alpha1.status import StageStatus, StepStatus
-from tandem_operator.cli.narration import interval, seconds_between, short
+from tandem_operator.cli.narration import interval, seconds_between
+from tandem_operator.cli.text import short
 
-WIDTH = 80
+
+def print_run(out: Console, run: OptimizationRun) -> None:
+    """Where a run is, what it waits for, and what it found so far."""
+    status = run.status
+    out.print(f"{run.metadata.name}: {status.phase}", style="bold", markup=False)
+    current = status.step
+    if current is not None:
+        percent = f", {current.progress}%" if current.progress is not None else ""
+        out.print(f"step {current.index} ({current.kind}), {current.stage}{percent} {current.message}", markup=False)
+    for kind in (PROGRESSING, SERVING_READY):
+        condition = find(status.conditions, kind)
+        if condition is not None and condition.reason in WAITING:
+            out.print(f"waiting     {condition.reason}: {condition.message}", markup=False)
+    out.print()
+    out.print(results(run))
 
 
 def results(run: OptimizationRun) -> Group:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tandem_api.errors import ConfigurationError
 from tandem_operator.cli.cluster.client import Cluster
+from tandem_operator.cli.invocation import program
 
 if TYPE_CHECKING:
     from kubernetes.client import Configuration
@@ -45,6 +46,7 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> Clust
 
     Raises ConfigurationError when there is no kubeconfig, or none that can be used.
     """
+    import urllib3
     from kubernetes.client import ApiClient, Configuration
 
     configuration = Configuration()
@@ -59,9 +61,25 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> Clust
         looked = kubeconfig or os.environ.get("KUBECONFIG") or _DEFAULT
         raise ConfigurationError(
             f"there is no kubeconfig: {looked} does not exist; set KUBECONFIG or give --kubeconfig FILE. "
-            "A run on this machine needs none: tandem run -f FILE --local"
+            f"A run on this machine needs none: {program()} run -f FILE --local"
         )
-    return Cluster(ApiClient(configuration), configuration.host, namespace)
+    if not configuration.verify_ssl:
+        # Whoever wrote that into the kubeconfig need not be told with each request; kubectl does not, either.
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    client = ApiClient(configuration)
+    client.user_agent = "tandem"
+    return Cluster(client, configuration.host, namespace)
+
+
+def context_names(kubeconfig: Path | None = None) -> list[str]:
+    """The contexts of the kubeconfig, for people to choose from; none without one."""
+    import yaml
+
+    found = []
+    for path in _kubeconfigs(kubeconfig):
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        found += [str(item["name"]) for item in document.get("contexts") or []]
+    return found
 
 
 def _kubeconfigs(named: Path | None) -> list[Path]:

@@ -8,6 +8,7 @@ from tandem_api.v1alpha1 import OptimizationRun
 from tandem_operator.cli.cluster.access import Access, connect
 from tandem_operator.cli.cluster.resource import has_ended, objects, read
 from tandem_operator.cli.errors import EXIT_DONE, EXIT_FAILED
+from tandem_operator.cli.invocation import program
 
 
 def cancel(name: str, access: Access, *, is_confirmed: bool) -> int:
@@ -48,9 +49,9 @@ def set_suspend(name: str, access: Access, *, suspend: bool) -> int:
     cluster.patch(namespace, name, {"spec": {"suspend": suspend}})
     if suspend:
         typer.echo(f"{name} stops serving and training and keeps everything")
-        typer.echo(f"to go on: tandem resume {name} -n {namespace}")
+        typer.echo(f"to go on: {program()} resume {name} -n {namespace}")
     else:
-        typer.echo(f"{name} goes on\nto watch it: tandem watch {name} -n {namespace}")
+        typer.echo(f"{name} goes on\nto watch it: {program()} watch {name} -n {namespace}")
     return EXIT_DONE
 
 

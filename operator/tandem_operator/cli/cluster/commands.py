@@ -8,15 +8,20 @@ from typing import Annotated
 
 import typer
 
-from tandem_operator.cli.errors import EXIT_DONE, reported
+from tandem_operator.cli.errors import EXIT_DONE, EXIT_USAGE, fail, reported
+from tandem_operator.cli.invocation import program
 from tandem_operator.cli.options import (
     Context,
+    DoctorOutput,
     Kubeconfig,
+    ListFormat,
     Manifest,
     ManifestNamespace,
     Namespace,
+    Output,
     OutputFormat,
     RunName,
+    Watch,
 )
 
 PANEL = "On a cluster"
@@ -47,9 +52,11 @@ def add_to(app: typer.Typer) -> None:
         (list_runs, "list"),
         (watch, "watch"),
         (logs, "logs"),
+        (events, "events"),
         (cancel, "cancel"),
         (suspend, "suspend"),
         (resume, "resume"),
+        (doctor, "doctor"),
     ):
         app.command(name, rich_help_panel=PANEL)(command)
 
@@ -57,6 +64,10 @@ def add_to(app: typer.Typer) -> None:
 def submit(
     file: Manifest,
     wait: Annotated[bool, typer.Option("--wait", help="Watch it to its end, as `tandem run` does.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Let the cluster check everything, and create nothing.")
+    ] = False,
+    output: OutputFormat = None,
     namespace: ManifestNamespace = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
@@ -65,31 +76,55 @@ def submit(
 
     Exit codes: 0 created or there already, 1 the cluster failed, 2 bad command or manifest; with --wait as `watch`.
     """
-    raise typer.Exit(submit_file(file, namespace, context, kubeconfig, wait=wait))
+    for option, is_given in (("-o", output is not None), ("--dry-run", dry_run)):
+        if wait and is_given:
+            raise fail(f"--wait shows the run until it ends: drop it, or {option}", EXIT_USAGE)
+    code = submit_file(file, namespace, context, kubeconfig, wait=wait, dry_run=dry_run, output=output)
+    raise typer.Exit(code)
 
 
-def submit_file(file: Path, namespace: str | None, context: str | None, kubeconfig: Path | None, *, wait: bool) -> int:
+def submit_file(
+    file: Path,
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: Path | None,
+    *,
+    wait: bool,
+    dry_run: bool = False,
+    output: Output | None = None,
+) -> int:
     """Create the run, and watch it if wanted. Returns the exit code."""
     with reported():
         from tandem_operator.cli.cluster.access import Access
+        from tandem_operator.cli.cluster.output import print_object
         from tandem_operator.cli.cluster.submit import submit as submit_run
 
         access = Access(namespace, context, kubeconfig)
-        done = submit_run(file, access)
+        done = submit_run(file, access, dry_run=dry_run)
+        if output is not None:
+            print_object(done.resource, output.value)
+            return EXIT_DONE
         said = "is submitted to" if done.is_new else "exists already, with the same spec, in"
+        said = "would be accepted in" if dry_run and done.is_new else said
         typer.echo(f"{done.name} {said} namespace {done.namespace}")
         if wait:
             from tandem_operator.cli.cluster.watch import watch_run
 
             return watch_run(done.cluster, done.namespace, done.name, access)
         others = Access(None, context, kubeconfig).arguments
-        typer.echo(f"to watch it: tandem watch {done.name} -n {done.namespace}{others}")
+        if not dry_run:
+            typer.echo(f"to watch it: {program()} watch {done.name} -n {done.namespace}{others}")
     return EXIT_DONE
 
 
 def list_runs(
     everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="The runs of all namespaces.")] = False,
-    output: OutputFormat = None,
+    selector: Annotated[
+        str | None,
+        typer.Option("--selector", "-l", help="Labels that they must have: team=a,stage!=test.", show_default=False),
+    ] = None,
+    watch: Watch = False,
+    output: ListFormat = None,
     namespace: Namespace = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
@@ -97,10 +132,12 @@ def list_runs(
     """List the runs of a namespace, with where each is and its best score."""
     with reported():
         from tandem_operator.cli.cluster.access import Access
-        from tandem_operator.cli.cluster.show import show_list
+        from tandem_operator.cli.cluster.listing import show_list
 
         access = Access(namespace, context, kubeconfig)
-        show_list(access, everywhere=everywhere, output=output.value if output is not None else None)
+        form = output.value if output is not None else None
+        code = show_list(access, everywhere=everywhere, selector=selector, output=form, watch=watch)
+    raise typer.Exit(code)
 
 
 def watch(name: RunName, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
@@ -148,6 +185,24 @@ def logs(
     raise typer.Exit(code)
 
 
+def events(
+    name: RunName,
+    watch: Watch = False,
+    output: ListFormat = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Print what was told of a run, the oldest first: steps, failed attempts, what it waits for."""
+    with reported():
+        from tandem_operator.cli.cluster.access import Access
+        from tandem_operator.cli.cluster.events import show_events
+
+        form = output.value if output is not None else None
+        code = show_events(name, Access(namespace, context, kubeconfig), output=form, watch=watch)
+    raise typer.Exit(code)
+
+
 def cancel(
     name: RunName,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -185,3 +240,32 @@ def _set_suspend(
         from tandem_operator.cli.cluster.change import set_suspend
 
         return set_suspend(name, Access(namespace, context, kubeconfig), suspend=suspend)
+
+
+def doctor(
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", help="Check also what this manifest needs.", show_default=False),
+    ] = None,
+    operator_namespace: Annotated[
+        str | None,
+        typer.Option(help="Where the operator is. Default: wherever it is found.", show_default=False),
+    ] = None,
+    output: Annotated[
+        DoctorOutput | None, typer.Option("--output", "-o", help="The findings as JSON.", show_default=False)
+    ] = None,
+    namespace: ManifestNamespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Check a cluster, and say what to fix: definition, operator, rights, GPUs, images, DNS, quotas, storage.
+
+    Nothing is created or changed. Exit codes: 0 nothing failed, 1 something did, 2 bad command or manifest.
+    """
+    with reported():
+        from tandem_operator.cli.cluster.access import Access
+        from tandem_operator.cli.cluster.doctor.command import examine
+
+        access = Access(namespace, context, kubeconfig)
+        code = examine(access, file, operator_namespace, as_json=output is not None)
+    raise typer.Exit(code)

@@ -89,12 +89,16 @@ def explain(request: Request, error: Exception) -> TandemError:
             return NoLogError(f"{request.name} has no log: {message}")
         case 400 | 422:
             return ConfigurationError(
-                "\n".join([f"the API server refuses to {request.verb} {request.name}:", *_causes(answer, message)])
+                "\n".join([f"the API server refuses to {request.verb} {_what(request)}:", *_causes(answer, message)])
             )
         case _ if status in _PASSING:
             return UnreachableError(f"{request.server} answers {status}: {message}; try again")
         case _:
             return TandemError(f"{request.server} answers {status} to {request.verb} {request.resource}: {message}")
+
+
+def _what(request: Request) -> str:
+    return request.name or request.resource
 
 
 def _unreachable(request: Request, cause: str) -> str:
@@ -106,7 +110,7 @@ def _unreachable(request: Request, cause: str) -> str:
 
 def _forbidden(request: Request, message: str) -> str:
     if " cannot " not in message:  # a quota, an admission webhook, a namespace that is going away
-        return f"the cluster does not allow to {request.verb} {request.name or request.resource}: {message}"
+        return f"the cluster does not allow to {request.verb} {_what(request)}: {message}"
     group = f"{RUNS}.tandem.dev" if request.resource == RUNS else request.resource
     if request.resource != RUNS:
         role = "view, which includes pods and their logs"

@@ -19,6 +19,7 @@ from tandem_operator.cli.cluster.patience import Patience
 from tandem_operator.cli.cluster.pods import Choice, Pod, chosen, expects_more, parse_pod
 from tandem_operator.cli.cluster.resource import read
 from tandem_operator.cli.errors import EXIT_DONE, EXIT_INTERRUPTED
+from tandem_operator.cli.invocation import program
 from tandem_operator.platforms.kubernetes.names import SERVING, VLLM_CONTAINER, WORKER, WORKER_CONTAINER, selector
 
 #: Seconds between two looks for what is not there yet.
@@ -169,7 +170,7 @@ def _nothing(run: OptimizationRun, wanted: Wanted, pods: list[Pod]) -> str:
         return f"no worker of {name} fits {wanted.choice.options}; there are: {there}"
     return (
         f"{name} has no workers now; -f waits for the next. Those of stages that are over are removed after a while: "
-        "tandem status shows what they came to"
+        f"{program()} status shows what they came to"
     )
 
 

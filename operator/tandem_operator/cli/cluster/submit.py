@@ -13,6 +13,7 @@ from tandem_operator.cli.cluster.access import Access, connect
 from tandem_operator.cli.cluster.client import Cluster, Resource
 from tandem_operator.cli.cluster.failures import AlreadyExistsError
 from tandem_operator.cli.cluster.resource import read
+from tandem_operator.cli.invocation import program
 from tandem_operator.cli.manifest import ManifestFile, parse_for_cluster, read_manifest
 
 #: Given by the API server; a manifest that was read from a cluster has them.
@@ -29,13 +30,18 @@ class Submitted:
     cluster: Cluster
     namespace: str
     name: str
+    resource: Resource
+    """As the API server has it."""
     is_new: bool
     """False: the same run was there already."""
 
 
-def submit(file: Path, access: Access) -> Submitted:
-    """Create the run, or find it there with the same spec. Raises ConfigurationError with everything that is wrong in
-    the manifest before the cluster is asked, and with what the cluster says after."""
+def submit(file: Path, access: Access, *, dry_run: bool = False) -> Submitted:
+    """Create the run, or find it there with the same spec; with `dry_run` only ask whether that would do.
+
+    Raises ConfigurationError with everything that is wrong in the manifest before the cluster is asked, and with what
+    the cluster says after.
+    """
     manifest = read_manifest(file)
     run = parse_for_cluster(manifest)
     named = manifest.document["metadata"].get("namespace")
@@ -48,11 +54,12 @@ def submit(file: Path, access: Access) -> Submitted:
     namespace = access.namespace or named or cluster.namespace
     name = run.metadata.name
     try:
-        cluster.create(namespace, resource_of(manifest, namespace))
+        created = cluster.create(namespace, resource_of(manifest, namespace), dry_run=dry_run)
     except AlreadyExistsError:
-        _require_same(cluster.get(namespace, name), run, namespace, file)
-        return Submitted(cluster, namespace, name, is_new=False)
-    return Submitted(cluster, namespace, name, is_new=True)
+        stored = cluster.get(namespace, name)
+        _require_same(stored, run, namespace, file)
+        return Submitted(cluster, namespace, name, stored, is_new=False)
+    return Submitted(cluster, namespace, name, created, is_new=True)
 
 
 def resource_of(manifest: ManifestFile, namespace: str) -> Resource:
@@ -82,6 +89,6 @@ def _require_same(stored: Resource, wanted: OptimizationRun, namespace: str, fil
     hint = f" (kubectl apply -f {file} -n {namespace} changes that)" if set(changed) <= MUTABLE_FIELDS else ""
     raise AlreadyExistsError(
         f"a run {name!r} exists already in namespace {namespace}, and its spec differs in "
-        f"{', '.join(f'spec.{field}' for field in changed)}{hint}; tandem cancel {name} -n {namespace} first, "
+        f"{', '.join(f'spec.{field}' for field in changed)}{hint}; {program()} cancel {name} -n {namespace} first, "
         "or choose another name"
     )

@@ -17,9 +17,10 @@ from tandem_operator.cli.cluster.feed import Feed, Gone, Lost, Restored
 from tandem_operator.cli.cluster.resource import has_ended, read
 from tandem_operator.cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from tandem_operator.cli.glance import from_resource
+from tandem_operator.cli.invocation import program
 from tandem_operator.cli.live import LiveDisplay, PlainDisplay
-from tandem_operator.cli.show import console
 from tandem_operator.cli.tables import results
+from tandem_operator.cli.terminal import console
 
 #: Seconds between two looks of the display at the clock.
 _TICK_SECONDS = 0.25
@@ -44,7 +45,7 @@ def watch_run(cluster: Cluster, namespace: str, name: str, access: Access) -> in
             again = f"{name} -n {namespace}{Access(None, access.context, access.kubeconfig).arguments}"
             out.print(
                 f"stopped watching; the run goes on\n"
-                f"to watch it again: tandem watch {again}\nto end it: tandem cancel {again}",
+                f"to watch it again: {program()} watch {again}\nto end it: {program()} cancel {again}",
                 markup=False,
                 soft_wrap=True,
             )
@@ -99,7 +100,7 @@ def obstacles(old: Status, new: Status, name: str) -> list[str]:
             lines.append(f"{'' if now.reason in PATIENT else 'warning: '}{now.reason}: {now.message}")
     suspended = is_true(new.conditions, SUSPENDED)
     if suspended != is_true(old.conditions, SUSPENDED):
-        lines.append(f"suspended; to go on: tandem resume {name}" if suspended else "resumed")
+        lines.append(f"suspended; to go on: {program()} resume {name}" if suspended else "resumed")
     return lines
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.unit.operator.cli.fake_cluster import FakeCluster, serving, write_kubeconfig
 
-from tandem_operator.cli.cluster import feed, logs, watch
+from tandem_operator.cli.cluster import feed, following, logs, watch
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_cluster: None) -
     """A cluster that `KUBECONFIG` names; what waits, waits shortly."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(feed, "_BETWEEN_SECONDS", 0.01)
+    monkeypatch.setattr(following, "_BETWEEN_SECONDS", 0.01)
     monkeypatch.setattr(logs, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(logs, "_SETTLE_SECONDS", 0.01)
     monkeypatch.setattr(watch, "_TICK_SECONDS", 0.01)

@@ -30,6 +30,10 @@ class FakeCluster:
     pods: list[dict[str, Any]] = field(default_factory=list)
     logs: dict[str, list[Iterator[str]]] = field(default_factory=dict)
     """By pod: what each reading of its log gives."""
+    objects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Whatever else there is, by its path: an object, or a list."""
+    allowed: Callable[[dict[str, Any]], bool] = lambda attributes: True
+    """Whether the user may do that, by the attributes of an access review."""
     refusals: dict[tuple[str, str], list[Answer]] = field(default_factory=dict)
     """By method and path: what is answered first instead of the truth; the last one again and again if `forever`."""
     forever: bool = False
@@ -38,6 +42,8 @@ class FakeCluster:
     """What each watch does, in order; without one it gives the events that come."""
     version: int = 100
     events: list[Event] = field(default_factory=list)
+    told: list[dict[str, Any]] = field(default_factory=list)
+    """Event objects."""
     changed: threading.Condition = field(default_factory=threading.Condition)
     closed: bool = False
 
@@ -130,6 +136,13 @@ class Handler(BaseHTTPRequestHandler):
             r"/apis/tandem\.dev/v1alpha1(?:/namespaces/([^/]+))?/optimizationruns(?:/([^/]+))?", url.path
         ):
             self._runs(cluster, found[1], found[2], query, body)
+        elif url.path in cluster.objects and query.get("watch") != "true":
+            self._send(200, cluster.objects[url.path])
+        elif url.path.endswith("/selfsubjectaccessreviews"):
+            attributes = body["spec"]["resourceAttributes"]
+            self._send(201, {**body, "status": {"allowed": cluster.allowed(attributes)}})
+        elif found := re.fullmatch(r"/api/v1/namespaces/([^/]+)/events", url.path):
+            self._events(cluster, found[1], query)
         elif found := re.fullmatch(r"/api/v1/namespaces/([^/]+)/pods(?:/([^/]+))?(/log)?", url.path):
             self._pods(cluster, found[2], found[3], query)
         else:
@@ -141,6 +154,8 @@ class Handler(BaseHTTPRequestHandler):
             key = body["metadata"]["name"]
             if (namespace, key) in cluster.runs:
                 self._send(*status_answer(409, "AlreadyExists", f'"{key}" already exists', name=key))
+            elif query.get("dryRun") == "All":
+                self._send(201, body)
             else:
                 self._send(201, cluster.put(body, namespace))
         elif query.get("watch") == "true":
@@ -151,8 +166,13 @@ class Handler(BaseHTTPRequestHandler):
             )
         elif name is None:
             chosen = query.get("fieldSelector", "").removeprefix("metadata.name=")
+            labels = dict(part.split("=") for part in query.get("labelSelector", "").split(",") if part)
             items = [
-                run for (place, key), run in cluster.runs.items() if namespace in (None, place) and chosen in ("", key)
+                run
+                for (place, key), run in cluster.runs.items()
+                if namespace in (None, place)
+                and chosen in ("", key)
+                and labels.items() <= (run["metadata"].get("labels") or {}).items()
             ]
             self._send(200, {"items": items, "metadata": {"resourceVersion": str(cluster.version)}})
         elif stored is None:
@@ -168,6 +188,20 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, {"kind": "Status", "status": "Success"})
         else:
             self._send(200, stored)
+
+    def _events(self, cluster: FakeCluster, namespace: str, query: dict[str, str]) -> None:
+        wanted = dict(part.split("=") for part in query.get("fieldSelector", "").split(",") if part)
+        name = wanted.get("involvedObject.name")
+        if query.get("watch") == "true":
+            plan = cluster.watch_plan.pop(0) if cluster.watch_plan else (lambda cluster: iter(()))
+            self._stream(json.dumps(event) + "\n" for event in plan(cluster))
+            return
+        items = [
+            event
+            for event in cluster.told
+            if event["metadata"]["namespace"] == namespace and name in (None, event["involvedObject"]["name"])
+        ]
+        self._send(200, {"items": items, "metadata": {"resourceVersion": str(cluster.version)}})
 
     def _pods(self, cluster: FakeCluster, name: str | None, log: str | None, query: dict[str, str]) -> None:
         if name is None:

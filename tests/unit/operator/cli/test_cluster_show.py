@@ -14,8 +14,8 @@ from tests.unit.operator.cli.cluster_case import at_stage, condition, ended, man
 from tests.unit.operator.cli.fake_cluster import FakeCluster
 from tests.unit.operator.local.children import small_run
 
-from tandem_operator.cli.cluster.resource import age
-from tandem_operator.cli.cluster.show import run_table
+from tandem_operator.cli.cluster.listing import cells, columns, run_table
+from tandem_operator.cli.text import age
 from tandem_operator.platforms.local.workdir import Workdir
 
 NOW = datetime(2026, 11, 21, 12, 5, tzinfo=UTC)
@@ -67,7 +67,10 @@ def test_the_list_fits_80_columns_and_never_loses_a_part_of_a_name(name: str, wi
     long = with_status(manifest(name), at_stage("optimize", best=BEST, strategy=" -> ".join("pwpwpwpwpwpw")))
     long["metadata"] |= {"creationTimestamp": "2026-11-21T12:00:00Z", "namespace": "a-long-namespace"}
     out = io.StringIO()
-    Console(file=out, width=80).print(run_table([long], 80, NOW, with_namespace=with_namespace))
+    names = columns(wide=False, with_namespace=with_namespace)
+    row = cells(long, NOW, names)
+    widths = [max(map(len, column)) for column in zip(names, row, strict=True)]
+    Console(file=out, width=80).print(run_table(names, [row], widths, 80))
     lines = out.getvalue().splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80
     if name != "short":
