@@ -279,6 +279,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def folder_sha256(folder: Path) -> str:
+    """The digest that `put_folder` gives a folder with these files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    return sha256_hex(canonical_json(sums).encode())
+
+
 def folder_files(store: ObjectStore, folder: Artifact) -> dict[str, str]:
     """The files of a folder that was put into `store`, and their digests; verified.
 
