@@ -50,12 +50,16 @@ def test_a_run_is_submitted_watched_through_broken_watches_and_its_result_fetche
     world.operator.start()
     with FaultProxy(world.ground.plane.url) as proxy:
         proxy.rules.append(forget)
-        run = connect(proxy).submit(wanted(world))
-        states = list(run.watch(timeout=RUN_SECONDS))
+        uid = connect(proxy).submit(wanted(world)).uid
+        try:
+            states = list(connect(proxy).get("run").watch(timeout=RUN_SECONDS))
+        except TimeoutError as error:
+            raise AssertionError(world.logs()) from error
     assert len(broken) == 3
     assert [state.has_ended for state in states] == [False] * (len(states) - 1) + [True]
     assert {state.step.kind for state in states if state.step is not None} == {"baseline", "p", "final"}
-    assert states[-1].has_succeeded and run.wait(timeout=60).has_succeeded
+    run = connect().get("run")
+    assert run.uid == uid and states[-1].has_succeeded and run.wait(timeout=60).has_succeeded
     scores = run.scores()
     assert scores.best is not None and scores.test is not None and scores.test.n == 8
 

@@ -69,17 +69,18 @@ def test_the_loaded_program_answers_in_the_words_of_its_signature(executed: Note
     assert all(line.rpartition(" -> ")[2] in ("positive", "negative") for line in lines)
 
 
-def test_the_same_run_can_be_opened_again_and_nothing_of_it_is_left_running(executed: NotebookNode, folder: Path) -> None:
+def test_the_run_can_be_opened_again_and_nothing_of_it_is_left(executed: NotebookNode, folder: Path) -> None:
     run = tandem.open_local(folder / "runs/quickstart")
     state = run.state()
     assert state.has_succeeded and not run.is_running
     assert run.wait(timeout=60) == state
     assert run.result().scores["best"]["score"] == pytest.approx(run.scores().best.score, abs=1e-4)
-    assert not [process.pid for process in psutil.process_iter() if str(folder) in " ".join(cmdline(process))]
+    assert [process.pid for process in psutil.process_iter() if str(folder) in workdir(process)] == []
 
 
-def cmdline(process: psutil.Process) -> list[str]:
+def workdir(process: psutil.Process) -> str:
+    """The folder of the run that a process belongs to; empty: of none."""
     try:
-        return process.cmdline()
+        return process.environ().get("TANDEM_WORKDIR", "")
     except psutil.Error:
-        return []
+        return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ def test_a_run_is_created_as_it_was_built(cluster: FakeCluster) -> None:
     assert body["metadata"] == {"name": "small", "namespace": "default", "labels": {}, "annotations": {}}
     assert "status" not in body and parse_run(body).spec == wanted().spec
     assert (run.name, run.namespace, run.uid) == ("small", "default", "uid-small")
+
+
+def test_an_empty_prefix_is_not_sent(cluster: FakeCluster) -> None:
+    tandem.Cluster().submit(wanted(storage={"s3": {"bucket": "bucket"}}))
+    ((_, _, body),) = cluster.asked("POST")
+    assert body["spec"]["storage"]["s3"] == {"bucket": "bucket"}
 
 
 def test_the_same_run_again_is_found_and_another_one_is_refused(cluster: FakeCluster) -> None:
@@ -112,11 +119,16 @@ def broken(cluster: FakeCluster) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("end", [expired, closed, broken])
 def test_a_watch_that_the_server_ends_is_begun_anew(cluster: FakeCluster, end: Any) -> None:
     cluster.watch_plan = [end, end]
-    watch = running(cluster).watch(timeout=60)
-    next(watch)
-    wait_for(lambda: not cluster.watch_plan)
-    cluster.put(with_status(manifest(), ended()))
-    assert [state.has_ended for state in watch] == [True]
+    run = running(cluster)
+
+    def end_later() -> None:
+        wait_for(lambda: not cluster.watch_plan)
+        cluster.put(with_status(manifest(), ended()))
+
+    thread = threading.Thread(target=end_later)
+    thread.start()
+    assert [state.has_ended for state in run.watch(timeout=60)] == [False, True]
+    thread.join()
 
 
 def test_a_run_that_has_ended_is_told_at_once_without_a_watch(cluster: FakeCluster) -> None:
@@ -128,7 +140,7 @@ def test_a_run_that_has_ended_is_told_at_once_without_a_watch(cluster: FakeClust
 
 def test_waiting_ends_when_the_time_is_over_and_the_run_goes_on(cluster: FakeCluster) -> None:
     run = running(cluster)
-    with pytest.raises(TimeoutError, match="'small' has not ended within 0.2 s; it goes on"):
+    with pytest.raises(TimeoutError, match=r"'small' has not ended within 0\.2 s; it goes on"):
         run.wait(timeout=0.2)
     assert ("default", "small") in cluster.runs
 
@@ -160,7 +172,7 @@ def test_suspend_and_resume_change_this_run_and_no_other(cluster: FakeCluster) -
     sent = [body for _, _, body in cluster.asked("PATCH")]
     assert sent == [{"metadata": {"uid": "uid-small"}, "spec": {"suspend": value}} for value in (True, False)]
     cluster.put(with_status(manifest(), ended()))
-    with pytest.raises(ConfigurationError, match="has ended .* nothing to suspend"):
+    with pytest.raises(ConfigurationError, match=r"has ended .* nothing to suspend"):
         run.suspend()
 
 

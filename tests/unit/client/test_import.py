@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 HEAVY = {
-    "aiohttp", "boto3", "botocore", "dspy", "kopf", "kubernetes", "litellm", "numpy", "psutil", "rich", "tandem_operator",
-    "tandem_trainer", "torch", "transformers", "typer", "vllm",
+    "aiohttp", "boto3", "botocore", "dspy", "kopf", "kubernetes", "litellm", "numpy", "psutil", "rich",
+    "tandem_operator", "tandem_trainer", "torch", "transformers", "typer", "vllm",
 }  # fmt: skip
 LOADED = "import sys, tandem, tandem_api.v1alpha1; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
 

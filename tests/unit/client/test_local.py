@@ -46,7 +46,9 @@ def test_what_this_machine_cannot_do_is_told_by_field_before_anything_starts(tmp
 
 def test_a_folder_that_holds_another_run_is_not_taken(tmp_path: Path) -> None:
     stored(tmp_path / "work", at_stage("optimize"))
-    with pytest.raises(ConfigurationError, match=r"this folder holds a run that has begun.*\n.*Use another"):
+    with pytest.raises(
+        ConfigurationError, match=r"(?s)this folder holds a run that has begun.*spec\.model\.uri.*Use another"
+    ):
         tandem.run_local(wanted(tmp_path), tmp_path / "work", folder=tmp_path)
 
 

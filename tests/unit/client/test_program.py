@@ -100,7 +100,9 @@ def test_a_server_without_the_adapter_is_told_of_with_what_it_serves(make_bundle
     folder = make_bundle()
     with (
         ScriptedServer(models=("base", "other")) as server,
-        pytest.raises(AdapterMissingError, match=r"does not serve 'reviews-adapter', but 'base', 'other'; .* as model="),
+        pytest.raises(
+            AdapterMissingError, match=r"does not serve 'reviews-adapter', but 'base', 'other'; .* as model="
+        ),
     ):
         tandem.load_program(folder, server.url)
 
