@@ -162,13 +162,15 @@ class LocalRun(Run):
         return Bundle.open(folder)
 
     def _stop(self) -> None:
-        deadline = Deadline(self.name, _STOP_SECONDS)
         if self._engine is not None:
             self._engine.stop()
-        elif (owner := self._files.owner()) is not None:
-            owner.terminate()
-            while self._files.owner() is not None:
-                time.sleep(deadline.step(_LOOK_SECONDS))
+        owner = self._files.owner()  # it may have been started elsewhere, too
+        if owner is None:
+            return
+        owner.terminate()
+        deadline = Deadline(self.name, _STOP_SECONDS)
+        while self._files.owner() is not None:
+            time.sleep(deadline.step(_LOOK_SECONDS))
 
     def _require_unfinished(self, verb: str) -> None:
         state = self.state()

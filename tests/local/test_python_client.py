@@ -1,4 +1,4 @@
-"""The Python client's handle of a run on this machine: its process is stopped, goes on, and ends. No model is served."""
+"""The Python client's handle of a run on this machine: it is stopped, goes on, and ends. No model is served."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def test_a_run_is_stopped_goes_on_and_ends_with_its_reason(tmp_path: Path) -> No
     (run,) = started
     watch = run.watch(timeout=SECONDS)
     assert not next(watch).has_ended and run.is_running, "it does not end with the thread that started it"
+    assert next(state for state in watch if state.step is not None).run.metadata.uid
     again = tandem.run_local(wanted, tmp_path / "w", folder=tmp_path)
     run.suspend()
     assert not run.is_running and not again.is_running

@@ -84,7 +84,8 @@ class S3Store:
             response_checksum_validation="when_required",
             s3={"addressing_style": "path"} if endpoint else {},
         )
-        self._client: S3Client = boto3.client(
+        # A session of its own: boto3's default one remembers the first account that this process had.
+        self._client: S3Client = boto3.Session().client(
             "s3", endpoint_url=endpoint, region_name=region or os.environ.get("AWS_REGION", "us-east-1"), config=config
         )
         self._client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
