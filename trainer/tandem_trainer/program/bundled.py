@@ -7,10 +7,7 @@ the client of the model server lives.
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-import urllib.error
-import urllib.request
 import weakref
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
+import aiohttp
 import dspy
 
 from tandem_api.adapters import served_adapter
@@ -80,9 +78,7 @@ class ServedProgram(dspy.Module):  # type: ignore[misc]  # DSPy has no types
     @contextmanager
     def _context(self, inputs: dict[str, Any]) -> Iterator[None]:
         """The settings under which the program was scored. The same inputs, the same seeds."""
-        scope = RunScope(
-            seed_from(self._spec.seed, json.dumps(as_json(inputs), sort_keys=True)), self._spec.model.sampling
-        )
+        scope = RunScope(seed_from(self._spec.seed, as_json(inputs)), self._spec.model.sampling)
         with dspy.context(**{SCOPE: scope, "lm": self._lm, "adapter": self._adapter}):
             yield
         if scope.failure is not None:  # a program may swallow it
@@ -106,19 +102,30 @@ def open_program(
     `is_tuned`: it runs on an adapter, or on several. Raises as `tandem.load_program`."""
     loaded = load_program(run.spec, code_path=code_path)
     module = loaded.with_prompts(prompts)
-    default, own = _names(run.metadata.name, loaded, server, owners, is_tuned=is_tuned)
     loop = _Loop()
-    lm = loop.run(_connect(loop, loaded, server, default, own, run.spec))
+    try:
+        served = loop.run(ask_models(server))
+        default, own = _names(run.metadata.name, loaded, server, served, owners, is_tuned=is_tuned)
+        lm = loop.run(_connect(loop, loaded, server, default, own, run.spec))
+    except BaseException:
+        loop.close()
+        raise
     # Copies of the program share the LM. Also at the end of the process, before which connections must be closed.
     weakref.finalize(lm, loop.close)
     return ServedProgram(module, loaded.adapter, loop, lm, run.spec)
 
 
 def _names(
-    run: str, loaded: LoadedProgram, server: Server, owners: tuple[str, ...], *, is_tuned: bool
+    run: str,
+    loaded: LoadedProgram,
+    server: Server,
+    served: Mapping[str, str | None],
+    owners: tuple[str, ...],
+    *,
+    is_tuned: bool,
 ) -> tuple[str, dict[str, str]]:
-    """The served name for all calls, and those of the predictors that have adapters of their own."""
-    served = ask_models(server)
+    """The served name for all calls, and those of the predictors that have adapters of their own. Raises
+    AdapterMissingError when one of them is not among `served`."""
     prefix = server.model or served_adapter(run)
     own = {owner: f"{prefix}-{number}" for number, owner in enumerate(owners)}
     if is_tuned and not owners:
@@ -129,9 +136,7 @@ def _names(
         default = server.model if server.model is not None and not owners else _base_model(server, served)
     missing = sorted({default, *own.values()} - served.keys())
     if missing:
-        fix = (
-            "serve it as the bundle's report.html says, or give the name that it has there" if is_tuned else "give one"
-        )
+        fix = "serve it as report.html in the bundle says, or give its name there" if is_tuned else "give one of those"
         raise AdapterMissingError(
             f"the model server at {server.base} does not serve {', '.join(map(repr, missing))}, but "
             f"{', '.join(map(repr, served)) or 'nothing'}; {fix} as model="
@@ -150,24 +155,25 @@ def _base_model(server: Server, served: Mapping[str, str | None]) -> str:
     return bases[0]
 
 
-def ask_models(server: Server) -> dict[str, str | None]:
+async def ask_models(server: Server) -> dict[str, str | None]:
     """The names that the server has, each with the model that it is an adapter of. Raises ServingError when it does not
     answer as a model server does, ConfigurationError when it refuses the key."""
     if urlsplit(server.base).scheme not in ("http", "https"):
         raise ConfigurationError(f"endpoint: found {server.url!r}; allowed: an address such as http://localhost:8000")
-    request = urllib.request.Request(f"{server.base}/v1/models")  # noqa: S310 - the scheme is checked
-    if server.api_key:
-        request.add_header("Authorization", f"Bearer {server.api_key}")
+    headers = {"Authorization": f"Bearer {server.api_key}"} if server.api_key else {}
     try:
-        with urllib.request.urlopen(request, timeout=server.timeout_seconds) as answer:  # noqa: S310
-            models = json.load(answer)["data"]
-        return {str(model["id"]): model.get("parent") for model in models}
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            raise ConfigurationError(f"the model server at {server.base} refuses the key; give api_key=") from error
-        raise ServingError(f"{server.base}/v1/models answers {error.code}; is it a vLLM?") from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ServingError(f"the model server at {server.base} does not answer at /v1/models: {error}") from error
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=server.timeout_seconds)) as session,
+            session.get(f"{server.base}/v1/models", headers=headers, allow_redirects=False) as answer,
+        ):
+            if answer.status in (401, 403):
+                raise ConfigurationError(f"the model server at {server.base} refuses the key; give api_key=")
+            if answer.status != 200:
+                raise ServingError(f"{server.base}/v1/models answers {answer.status}; is it a vLLM?")
+            return {str(model["id"]): model.get("parent") for model in (await answer.json())["data"]}
+    except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        told = str(error) or "no answer in time"
+        raise ServingError(f"the model server at {server.base} does not answer at /v1/models: {told}") from error
 
 
 async def _connect(
