@@ -21,7 +21,7 @@ test: lint unit docs chart engine local cluster faults
 lint: environment
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy -p tandem_api -p tandem_operator -p tandem_trainer
+	$(PYTHON) -m mypy -p tandem -p tandem_api -p tandem_operator -p tandem_trainer
 	$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()" --no-logo
 	$(PYTHON) -m tandem_api.v1alpha1.crd --check crds
 	$(PYTHON) tools/gen_docs.py --check

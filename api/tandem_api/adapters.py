@@ -27,6 +27,13 @@ MAX_ADAPTERS = 8
 #: In a folder of several adapters: the file with `PredictorAdapters`.
 PREDICTORS = "predictors.json"
 
+
+def served_adapter(run: str) -> str:
+    """The name under which the result of a run is served outside of Tandem; adapters of several predictors have a
+    number each behind it (`contract.served_names`)."""
+    return f"{run}-adapter"
+
+
 #: No comma: vLLM's metrics put several names into one text.
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=253)]
 

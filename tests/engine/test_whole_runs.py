@@ -9,6 +9,9 @@ import jsonschema
 import yaml
 from tests.engine.world import ROOT
 
+import tandem
+from tandem_api.store.s3 import folder_sha256
+
 
 def test_p_w_p_ends_with_the_best_program_and_its_bundle(engine):
     engine.drive()
@@ -26,6 +29,10 @@ def test_p_w_p_ends_with_the_best_program_and_its_bundle(engine):
         "report.html",
         "adapter",
     }
+    run = tandem.open_local(engine.workdir)
+    bundle, asked = run.result(), run.state().run
+    assert (bundle.run.metadata.uid, bundle.run.spec) == (asked.metadata.uid, asked.spec)
+    assert bundle.adapter is not None and folder_sha256(bundle.adapter) == bundle.adapter_sha256
     assert engine.processes() == []
 
 

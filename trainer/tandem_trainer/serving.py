@@ -20,14 +20,15 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal, NoReturn, get_args
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
 from tandem_api.adapters import MAX_ADAPTERS
 from tandem_api.contract import BASE_MODEL, ENV_CACHE, served_names
-from tandem_api.errors import EXIT_PREEMPTED, EXIT_RETRYABLE, ConfigurationError, TandemError
+from tandem_api.errors import EXIT_PREEMPTED, EXIT_RETRYABLE, ConfigurationError, DataError, TandemError
 from tandem_api.store import S3Store
+from tandem_api.store.s3 import folder_sha256
 from tandem_api.v1alpha1.status import Artifact
 from tandem_trainer.adapters.predictors import adapter_folders, adapter_set, read_predictors
 from tandem_trainer.lora.base import context_length, local_model
@@ -113,7 +114,7 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--served-name", required=True, help="the name that calls use")
     parser.add_argument("--host", default=LOOPBACK, help="the address to listen on")
     parser.add_argument("--mode", choices=get_args(Mode), default="base")
-    parser.add_argument("--adapter-uri", help="s3://bucket/prefix/ of the adapter's folder")
+    parser.add_argument("--adapter-uri", help="s3://bucket/prefix/ or file:///path of the adapter's folder")
     parser.add_argument("--adapter-sha256", help="the digest of its content")
     parser.add_argument("--rank", type=int, default=16, help="reload: the highest rank that will be loaded")
     parser.add_argument("--adapters", type=int, default=1, help="reload: so many will be called at the same time")
@@ -251,13 +252,23 @@ def serves_on_cpu() -> bool:
 
 
 def _fetch_adapter(options: Options, adapter: Artifact, cache: Path) -> Path:
-    """The adapter's folder in the cache, named by its digest: fetched and verified if it is not there yet."""
+    """The adapter's folder, verified: the one that it is, or in the cache, named by its digest, fetched if it is not
+    there yet."""
+    if adapter.uri.startswith("file:"):
+        return _verified(Path(unquote(urlsplit(adapter.uri).path)), adapter.sha256)
     folder = cache.absolute() / "adapters" / adapter.sha256
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):  # replicas may share the cache
         if not folder.is_dir():
             bucket = options.bucket or urlsplit(adapter.uri).netloc
             S3Store(bucket, options.endpoint, options.region).fetch_folder(adapter, folder)
+    return folder
+
+
+def _verified(folder: Path, sha256: str) -> Path:
+    """`folder`, if it holds what the digest says. Raises DataError."""
+    if folder_sha256(folder) != sha256:
+        raise DataError(f"{folder} is damaged or another adapter: its digest is not {sha256}")
     return folder
 
 

@@ -84,7 +84,8 @@ class S3Store:
             response_checksum_validation="when_required",
             s3={"addressing_style": "path"} if endpoint else {},
         )
-        self._client: S3Client = boto3.client(
+        # A session of its own: boto3's default one remembers the first account that this process had.
+        self._client: S3Client = boto3.Session().client(
             "s3", endpoint_url=endpoint, region_name=region or os.environ.get("AWS_REGION", "us-east-1"), config=config
         )
         self._client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
@@ -277,6 +278,13 @@ def file_sha256(path: Path) -> str:
     """The sha256 (hex) of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """The digest that `put_folder` gives a folder with these files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    return sha256_hex(canonical_json(sums).encode())
 
 
 def folder_files(store: ObjectStore, folder: Artifact) -> dict[str, str]:

@@ -15,12 +15,19 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from pydantic.alias_generators import to_camel
 
+_KEYWORDS = {"class_name": "class"}
+
+
+def _outside(name: str) -> str:
+    """A field's name outside. A keyword of Python's has another name inside, which type checkers must take, too."""
+    return to_camel(_KEYWORDS.get(name, name))
+
 
 class Model(BaseModel):
     """Base of every object in the resource: frozen, camelCase outside, no unknown fields."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel,
+        alias_generator=_outside,
         validate_by_name=True,
         validate_by_alias=True,
         serialize_by_alias=True,

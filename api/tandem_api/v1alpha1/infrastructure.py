@@ -119,7 +119,8 @@ class S3(Model):
 
     bucket: str = Field(min_length=3, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*[a-z0-9]$")
     """The bucket's name."""
-    prefix: str = Field("", max_length=512, pattern=r"^[A-Za-z0-9._/-]*$")
+    # Kubernetes 1.20 takes an empty text for null and refuses it: none is sent.
+    prefix: str = Field("", max_length=512, pattern=r"^[A-Za-z0-9._/-]*$", exclude_if=lambda prefix: not prefix)
     """What the keys of all runs begin with; without `.` and `..` parts."""
     endpoint: _Endpoint | None = None
     """The server, if it is not AWS."""

@@ -225,7 +225,7 @@ class DspyOptimizer(Search):
     type: Literal["dspy"] = "dspy"
     """An optimizer of DSPy."""
     class_name: Annotated[
-        str, Field(alias="class", min_length=1, max_length=256, pattern=_CLASS.pattern), BeforeValidator(_CLASS.check)
+        str, Field(min_length=1, max_length=256, pattern=_CLASS.pattern), BeforeValidator(_CLASS.check)
     ]
     """Its class: a name in `dspy` such as SIMBA, or "package.module:Class"."""
     args: FreeForm | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,19 @@ def parse(file: ManifestFile, *, with_files: bool = True) -> OptimizationRun:
 def parse_for_cluster(file: ManifestFile) -> OptimizationRun:
     """The run as it is written, for a cluster, where a `file:` address means no file of this machine. Raises
     ConfigurationError with every problem of the manifest, and with what cannot work on a cluster."""
+    return parse_as_written(file, cluster_problems)
+
+
+def parse_as_written(
+    file: ManifestFile, problems_of: Callable[[OptimizationRun], list[Problem]] = lambda run: []
+) -> OptimizationRun:
+    """The run as it is written. Raises ConfigurationError with every problem of the manifest, and with those that
+    `problems_of` finds."""
     problems = list(file.duplicates)
     run = None
     try:
         run = parse_run(file.document)
-        problems += cluster_problems(run)
+        problems += problems_of(run)
     except ManifestError as error:
         problems += error.problems
     if problems or run is None:

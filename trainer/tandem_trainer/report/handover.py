@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from tandem_api.adapters import served_adapter
 from tandem_api.v1alpha1.spec import Spec
 from tandem_api.v1alpha1.task import InlineProgram
 from tandem_trainer.lora.servable import rank_ceiling
@@ -33,15 +34,15 @@ def handover(facts: Facts) -> Handover:
     spec = facts.request.spec
     base, options, model = _base(spec)
     serve = ["vllm", "serve", base, *options, *spec.serving.extra_args]
-    served = base
+    served, tuned = base, served_adapter(facts.request.name)
     own: dict[str, str] = {}
     if facts.owners:
-        own = {owner: f"{facts.request.name}-adapter-{number}" for number, owner in enumerate(facts.owners)}
+        own = {owner: f"{tuned}-{number}" for number, owner in enumerate(facts.owners)}
         modules = [f"{name}=./adapter/{number}" for number, name in enumerate(own.values())]
         serve += ["--enable-lora", f"--max-lora-rank={_rank(facts)}", f"--max-loras={len(own)}"]
         serve += ["--lora-modules", *modules]
     elif facts.best.adapter is not None:
-        served = f"{facts.request.name}-adapter"
+        served = tuned
         serve += ["--enable-lora", f"--max-lora-rank={_rank(facts)}", "--lora-modules", f"{served}=./adapter"]
     elif model:
         served = facts.request.name

@@ -14,7 +14,7 @@ from tandem_operator.cli.cluster.client import Cluster, Resource
 from tandem_operator.cli.cluster.failures import AlreadyExistsError
 from tandem_operator.cli.cluster.resource import read
 from tandem_operator.cli.invocation import program
-from tandem_operator.cli.manifest import ManifestFile, parse_for_cluster, read_manifest
+from tandem_operator.cli.manifest import parse_for_cluster, read_manifest
 
 #: Given by the API server; a manifest that was read from a cluster has them.
 _GIVEN = frozenset(
@@ -52,19 +52,34 @@ def submit(file: Path, access: Access, *, dry_run: bool = False) -> Submitted:
         )
     cluster = connect(access.kubeconfig, access.context)
     namespace = access.namespace or named or cluster.namespace
+    resource = without_given(manifest.document, namespace)
+    stored, is_new = create(cluster, namespace, resource, run, file, dry_run=dry_run)
+    return Submitted(cluster, namespace, run.metadata.name, stored, is_new)
+
+
+def create(
+    cluster: Cluster,
+    namespace: str,
+    resource: Resource,
+    run: OptimizationRun,
+    file: Path | None = None,
+    *,
+    dry_run: bool = False,
+) -> tuple[Resource, bool]:
+    """Create the `run` that `resource` is, or find it there with the same spec: what is stored, and whether it is new.
+    `file`: what it was read from, for advice. With `dry_run` nothing is stored. Raises AlreadyExistsError
+    when another one has its name."""
     name = run.metadata.name
     try:
-        created = cluster.create(namespace, resource_of(manifest, namespace), dry_run=dry_run)
+        return cluster.create(namespace, resource, dry_run=dry_run), True
     except AlreadyExistsError:
         stored = cluster.get(namespace, name)
         _require_same(stored, run, namespace, file)
-        return Submitted(cluster, namespace, name, stored, is_new=False)
-    return Submitted(cluster, namespace, name, created, is_new=True)
+        return stored, False
 
 
-def resource_of(manifest: ManifestFile, namespace: str) -> Resource:
+def without_given(document: dict[str, Any], namespace: str) -> Resource:
     """What is sent: what the user wrote, without what only the cluster can know."""
-    document: dict[str, Any] = manifest.document
     metadata = {key: value for key, value in document["metadata"].items() if key not in _GIVEN}
     return {
         "apiVersion": document["apiVersion"],
@@ -74,7 +89,7 @@ def resource_of(manifest: ManifestFile, namespace: str) -> Resource:
     }
 
 
-def _require_same(stored: Resource, wanted: OptimizationRun, namespace: str, file: Path) -> None:
+def _require_same(stored: Resource, wanted: OptimizationRun, namespace: str, file: Path | None) -> None:
     """Raises AlreadyExistsError unless the stored run is the wanted one."""
     name = wanted.metadata.name
     if stored["metadata"].get("deletionTimestamp"):
@@ -86,7 +101,8 @@ def _require_same(stored: Resource, wanted: OptimizationRun, namespace: str, fil
     changed = sorted(field for field in {*before, *after} if before.get(field) != after.get(field))
     if not changed:
         return
-    hint = f" (kubectl apply -f {file} -n {namespace} changes that)" if set(changed) <= MUTABLE_FIELDS else ""
+    can_change = file is not None and set(changed) <= MUTABLE_FIELDS
+    hint = f" (kubectl apply -f {file} -n {namespace} changes that)" if can_change else ""
     raise AlreadyExistsError(
         f"a run {name!r} exists already in namespace {namespace}, and its spec differs in "
         f"{', '.join(f'spec.{field}' for field in changed)}{hint}; {program()} cancel {name} -n {namespace} first, "

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tandem_api.contract import ENV_CACHE
 from tandem_api.errors import ConfigurationError
+from tandem_operator.platforms.other_models import VARIABLES
 
 LOOPBACK = "127.0.0.1"
 #: Below the range from which Linux takes the ports of outgoing connections (32768 and up): a port of ours that is
@@ -43,6 +44,27 @@ def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
     spared = [name for name in environment.get("NO_PROXY", environment.get("no_proxy", "")).split(",") if name.strip()]
     value = ",".join(dict.fromkeys([*spared, LOOPBACK, "localhost"]))
     return {"NO_PROXY": value, "no_proxy": value}
+
+
+def foreign_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` without any S3 account or key of a model: what children get has to be meant for them."""
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith("AWS_") and name not in VARIABLES.values()
+    }
+    return kept | without_proxy(kept)
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What every worker and model server gets of ours."""
+    return {
+        **foreign_environment(environment),
+        ENV_CACHE: str(cache_folder()),
+        "PYTHONUNBUFFERED": "1",
+        # OpenMP threads that wait by spinning make torch ten times slower as soon as anything else runs here.
+        "OMP_WAIT_POLICY": environment.get("OMP_WAIT_POLICY", "PASSIVE"),
+    }
 
 
 def cache_folder() -> Path:

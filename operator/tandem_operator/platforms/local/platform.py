@@ -22,18 +22,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tandem_api.contract import ENV_CACHE, StageRequest
+from tandem_api.contract import StageRequest
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_operator.actions import Action, EmitEvent, EnsureServing, StartTask, StopServing, StopTask
 from tandem_operator.platforms.local.commands import Commands
-from tandem_operator.platforms.local.machine import cache_folder, has_accelerator, without_proxy
+from tandem_operator.platforms.local.machine import child_environment, foreign_environment, has_accelerator
 from tandem_operator.platforms.local.manifest import adopt
 from tandem_operator.platforms.local.processes import kill_leftovers, never, wait_for_exit
 from tandem_operator.platforms.local.serving import Serving
 from tandem_operator.platforms.local.storage import EmbeddedStorage, ExternalStorage, Storage, client
 from tandem_operator.platforms.local.tasks import Tasks
 from tandem_operator.platforms.local.workdir import Workdir
-from tandem_operator.platforms.other_models import VARIABLES, models_of
+from tandem_operator.platforms.other_models import models_of
 from tandem_operator.snapshot import Observed
 
 
@@ -179,32 +179,19 @@ class LocalPlatform:
     def _build_storage(self) -> Storage:
         if self._wanted.spec.storage is not None:
             return ExternalStorage(self._wanted.spec.storage.s3)
-        return EmbeddedStorage(self._workdir, self._base_environment(), self._warn)
+        return EmbeddedStorage(self._workdir, foreign_environment(os.environ), self._warn)
 
     def _warn(self, message: str) -> None:
         self.execute(self._run, EmitEvent("Warning", "StorageRestarted", message))
-
-    def _base_environment(self) -> dict[str, str]:
-        """Ours without any S3 account or key of a model: what children get has to be meant for them."""
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("AWS_") and name not in VARIABLES.values()
-        }
-        return environment | without_proxy(environment)
 
     def _environment(self) -> dict[str, str]:
         """What every worker and server gets."""
         ref = self._storage.ref
         location = {"AWS_ENDPOINT_URL": ref.endpoint or "", "AWS_REGION": ref.region or ""}
         return {
-            **self._base_environment(),
+            **child_environment(os.environ),
             **self._storage.credentials,
             **{name: value for name, value in location.items() if value},
-            ENV_CACHE: str(cache_folder()),
-            "PYTHONUNBUFFERED": "1",
-            # OpenMP threads that wait by spinning make torch ten times slower as soon as anything else runs here.
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
 
 

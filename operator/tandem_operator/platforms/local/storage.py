@@ -227,16 +227,12 @@ class EmbeddedStorage:
 
 def client(ref: StorageRef, credentials: Mapping[str, str]) -> S3Store:
     """A store for the engine's own use, with these AWS variables and none of the environment's others."""
-    import boto3  # 0.2 s, paid while SeaweedFS starts
-
     ours = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     for name in ours:
         del os.environ[name]
     os.environ.update(credentials)
     os.environ.update(without_proxy(os.environ))
     try:
-        # boto3's default session remembers the first account that it found; what the client has read, it keeps.
-        boto3.setup_default_session()
         return S3Store(ref.bucket, ref.endpoint, ref.region)
     finally:
         for name in credentials:

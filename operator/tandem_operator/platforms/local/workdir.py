@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from filelock import FileLock, Timeout
 
@@ -60,7 +61,27 @@ class Workdir:
 
     def unlock(self) -> None:
         """Give the folder back."""
+        self._owner.unlink(missing_ok=True)
         self._lock.release()
+
+    def owner(self) -> psutil.Process | None:
+        """The process that holds the folder, as far as another one can tell."""
+        try:
+            since = self._owner.stat().st_mtime
+            process = psutil.Process(int(self._owner.read_text()))
+            # A younger one has only been given its number.
+            is_it = process.create_time() <= since + 1 and process.status() != psutil.STATUS_ZOMBIE
+        except (OSError, ValueError, psutil.Error):
+            return None
+        return process if is_it else None
+
+    def version(self) -> tuple[int, int] | None:
+        """Changes whenever `write_run` has stored something; reading that takes far longer. None: nothing is stored."""
+        try:
+            stored = self.status.stat()
+        except OSError:
+            return None
+        return stored.st_ino, stored.st_mtime_ns
 
     def read_run(self) -> OptimizationRun | None:
         """The stored resource with its status; None when there is none yet. Raises ConfigurationError."""

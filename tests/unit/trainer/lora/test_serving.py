@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from tests.memory_store import MemoryStore
 from tests.unit.trainer.lora.test_adapter import SETTINGS, write_random_adapter
 
-from tandem_api.errors import EXIT_CONFIGURATION, EXIT_PERMANENT, EXIT_RETRYABLE, ConfigurationError
+from tandem_api.errors import EXIT_CONFIGURATION, EXIT_PERMANENT, EXIT_RETRYABLE, ConfigurationError, DataError
+from tandem_api.store.s3 import folder_sha256
 from tandem_api.v1alpha1.status import Artifact
 from tandem_trainer import serving
 from tandem_trainer.adapters.predictors import write_predictors
@@ -205,6 +207,22 @@ def test_a_rolled_out_adapter_is_served_under_the_next_rank(stored: Stored, mode
     assert prepared.rank == 8
     assert prepared.model == model_dir
     assert prepared.adapters == {"n": tmp_path / "cache" / "adapters" / stored.adapter.sha256}
+
+
+def test_an_adapter_on_this_machine_is_taken_from_its_folder_and_verified(
+    stored: Stored, model_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "my result" / "adapter"
+    write_random_adapter(model_dir, folder)
+    sha256 = folder_sha256(folder)
+    assert sha256 == stored.store.put_folder("x/", folder).sha256, "the same digest as in a bucket"
+    adapter = Artifact(uri=f"{folder.as_uri()}/", sha256=sha256)
+    options = replace(stored.options(model_dir, "rollout"), adapter=adapter)
+    assert prepare(options, tmp_path / "cache").adapters == {"n": folder}
+    assert stored.opened == []
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(DataError, match="is damaged or another adapter"):
+        prepare(options, tmp_path / "cache")
 
 
 def put_two_predictors(stored: Stored, model_dir: Path, folder: Path) -> None:
