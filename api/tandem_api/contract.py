@@ -31,6 +31,10 @@ ENV_PROGRESS_PORT = "TANDEM_PROGRESS_PORT"
 #: The keys of other models' APIs; set where the manifest names a Secret for them.
 ENV_PROPOSER_KEY = "TANDEM_PROPOSER_API_KEY"
 ENV_TEACHER_KEY = "TANDEM_TEACHER_API_KEY"
+#: The account at the run's MLflow server, under MLflow's own names; set where the manifest names a Secret for it.
+ENV_MLFLOW = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+#: The fact under which a stage says that MLflow could not be had.
+MLFLOW_FACT = "mlflow"
 #: Where claims with models are mounted, each under its own name.
 MODELS_MOUNT = "/tandem/models"
 #: Folder for models (downloaded, converted, merged); shared by workers and servers of one machine where it can be.
@@ -154,7 +158,7 @@ class StageRequest(Message):
     data_digests: dict[str, str] = Field(default_factory=dict)
     """sha256 of each split's content as `check` saw it; a stage that sees another refuses."""
     status: Status | None = None
-    """final: the status so far, for the report."""
+    """final: the status so far, for the report; every stage of a run that MLflow is told of."""
 
     @property
     def layout(self) -> RunLayout:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -103,6 +104,43 @@ def install() -> None:
     module = types.ModuleType("tandem_trainer.stages.train")
     module.run = train  # type: ignore[attr-defined]
     sys.modules[module.__name__] = module
+    kills = json.loads(os.environ.get("ENGINE_FAULTS", "{}")).get("mlflow_kills")
+    if kills is not None:
+        _die_around_writes(Path(kills))
+
+
+def _die_around_writes(folder: Path) -> None:
+    """Each stage's first worker dies right before or right after a write to MLflow, another one in each stage."""
+    from tandem_trainer.tracking.client import MLflowClient
+    from tandem_trainer.tracking.tracker import Tracker
+
+    request = main.read_request()
+    folder.mkdir(exist_ok=True)
+    turn, when = divmod(len(list(folder.iterdir())), 2)
+    mark = folder / f"{request.index}-{request.stage}-{('before', 'after')[when]}"
+    if any(folder.glob(f"{request.index}-{request.stage}-*")):
+        return
+    post, finish, writes = MLflowClient._post, Tracker.finish, 0
+
+    def counted(client: MLflowClient, path: str, **body: object) -> dict[str, object]:
+        nonlocal writes
+        is_it = path != "runs/search" and writes == turn % 3
+        writes += path != "runs/search"
+        if is_it and when == 0:
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer = post(client, path, **body)
+        if is_it:
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    def late(tracker: Tracker, result: StageResult) -> StageResult:
+        # A stage may be over before its worker has come to the write that it is to die of.
+        time.sleep(0 if request.kind == "final" else 2)
+        return finish(tracker, result)
+
+    MLflowClient._post, Tracker.finish = counted, late  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":

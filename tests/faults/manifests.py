@@ -240,7 +240,15 @@ def whole(kind: str, name: str = "run", namespace: str = "team") -> Object:
             },
             "deletionPolicy": "Retain",
         },
-        tracking={"mlflow": {"uri": "http://mlflow", "experiment": "reviews"}},
+        tracking={
+            "mlflow": {
+                "uri": "http://mlflow",
+                "experiment": "reviews",
+                "credentialsSecret": "mlflow",
+                "artifacts": "link",
+                "registeredModel": "reviews",
+            }
+        },
         seed=7,
         attempts=2,
         stageTimeoutSeconds=3600,

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
@@ -42,6 +42,9 @@ from tandem_trainer.cache import cache_folder
 from tandem_trainer.context import Meter, StageContext, Stopping
 from tandem_trainer.progress import ProgressReporter
 
+if TYPE_CHECKING:
+    from tandem_trainer.tracking.tracker import Tracker
+
 Stage = Callable[[StageContext], StageResult]
 Store = TypeVar("Store", bound=S3Store)
 
@@ -61,7 +64,7 @@ def open_store(kind: type[Store], request: StageRequest, stopping: Stopping) -> 
 
 def work(open_store: Callable[[StageRequest, Stopping], ObjectStore]) -> int:
     """`main`, with the object store that `open_store` gives."""
-    stopping, meter = Stopping(), Meter()
+    stopping, meter, tracker = Stopping(), Meter(), None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stopper(stopping))
     try:
@@ -76,9 +79,14 @@ def work(open_store: Callable[[StageRequest, Stopping], ObjectStore]) -> int:
             stopping=stopping,
             meter=meter,
         )
-        _say(run_attempt(context).to_message())
+        tracker = _open_tracker(context)
+        result = run_attempt(context)
+        _say((tracker.finish(result) if tracker is not None else result).to_message())
     except BaseException as error:  # every failure becomes a message and an exit code, user code's sys.exit() too
-        return _fail(error, meter.usage, is_stopping=stopping.is_set())
+        reason, message, code = _fail(error, meter.usage, is_stopping=stopping.is_set())
+        if tracker is not None:
+            tracker.fail(code, reason, message)
+        return code
     return EXIT_DONE
 
 
@@ -146,12 +154,26 @@ def _serve_progress(progress: ProgressReporter, request: StageRequest) -> None:
         print(f"progress is not served ({ENV_PROGRESS_PORT}={port}): {error}", file=sys.stderr)
 
 
+def _open_tracker(context: StageContext) -> Tracker | None:
+    """What tells MLflow of the run, if the manifest wants it. Never ends an attempt."""
+    if context.request.spec.mlflow is None:
+        return None
+    try:
+        from tandem_trainer.tracking.tracker import open_tracker  # with requests, needed by such runs only
+
+        return open_tracker(context)
+    except Exception as error:
+        print(f"nothing is logged to MLflow: {_last_line(error)}", file=sys.stderr)
+        return None
+
+
 def _stopper(stopping: Stopping) -> Callable[[int, FrameType | None], None]:
     return lambda number, frame: stopping.set()
 
 
-def _fail(error: BaseException, usage: Usage, *, is_stopping: bool) -> int:
-    """Tell why there is no result: on stderr, with the trace where it is no error of ours, and as the last word."""
+def _fail(error: BaseException, usage: Usage, *, is_stopping: bool) -> tuple[str, str, int]:
+    """Tell why there is no result: on stderr, with the trace where it is no error of ours, and as the last word.
+    Returns the reason, the message and the exit code."""
     if not isinstance(error, TandemError):
         traceback.print_exception(error, file=sys.stderr)
     if is_stopping and getattr(error, "exit_code", EXIT_RETRYABLE) == EXIT_RETRYABLE:
@@ -169,7 +191,7 @@ def _fail(error: BaseException, usage: Usage, *, is_stopping: bool) -> int:
         _say(failure_message(reason, message, usage))
     except OSError as unwritable:
         print(f"the termination message cannot be written: {unwritable}", file=sys.stderr)
-    return code
+    return reason, message, code
 
 
 def _last_line(error: BaseException) -> str:

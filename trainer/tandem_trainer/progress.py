@@ -32,6 +32,8 @@ class ProgressReporter:
         self._written = -INTERVAL_SECONDS
         self._start: tuple[float, int] | None = None
         self._is_pending = False
+        self.listener: Callable[[Progress], object] | None = None
+        """Told of every report, in the thread that reports: it must be quick."""
 
     @classmethod
     def from_environment(cls) -> ProgressReporter:
@@ -72,6 +74,8 @@ class ProgressReporter:
             usage=usage or Usage(),
         )
         self._is_pending = True
+        if self.listener is not None:
+            self.listener(self._latest)
         if now - self._written >= INTERVAL_SECONDS or done >= total:
             self._write(now)
 

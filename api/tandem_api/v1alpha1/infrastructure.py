@@ -6,13 +6,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from tandem_api.v1alpha1.base import FreeForm, Integer, Model, ObjectName, WebAddress, cel, rule, shown
+from tandem_api.v1alpha1.base import Form, FreeForm, Integer, Model, ObjectName, WebAddress, cel, rule, shown
 from tandem_api.v1alpha1.podtemplate import checked, checked_resources
 
 #: vLLM arguments that Tandem sets itself.
 RESERVED_ARGUMENTS = ("model", "served-model-name", "host", "port", "api-key", "lora-modules", "enable-lora")
 _STORE = WebAddress("https://host or http://host:9000", "credentialsSecret names the Secret with the keys")
 _Endpoint = Annotated[str, Field(pattern=_STORE.pattern, max_length=512), BeforeValidator(_STORE.check)]
+_TRACKER = WebAddress(
+    "https://mlflow.example.org or http://mlflow.mlops:5000", "credentialsSecret names the Secret with the account"
+)
+_TrackingUri = Annotated[str, Field(pattern=_TRACKER.pattern, max_length=512), BeforeValidator(_TRACKER.check)]
+_EXPERIMENT = Form(r"^[^\x00-\x1f\x7f]+$", "a name of one line")
+_REGISTERED = Form(r"^[^/:\x22\x27\x00-\x1f\x7f]+$", "a name of one line, without slashes, colons and quotes")
 _RESERVED_PATTERN = "|".join(RESERVED_ARGUMENTS).replace("-", "[-_]")
 
 
@@ -166,12 +172,27 @@ class Storage(Model):
 
 
 class MLflow(Model):
-    """An MLflow server."""
+    """An MLflow server. The run neither waits for it nor fails with it."""
 
-    uri: str = Field(max_length=512)
-    """The tracking server."""
-    experiment: str = Field(max_length=256)
-    """The experiment that the run is logged to."""
+    uri: _TrackingUri
+    """The tracking server, as in MLFLOW_TRACKING_URI."""
+    experiment: Annotated[
+        str, Field(min_length=1, max_length=256, pattern=_EXPERIMENT.pattern), BeforeValidator(_EXPERIMENT.check)
+    ]
+    """The experiment that the run is logged to; it is created if there is none."""
+    credentials_secret: ObjectName | None = None
+    """A Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or with MLFLOW_TRACKING_TOKEN. On one
+    machine: the environment variables of these names."""
+    artifacts: Literal["link", "upload"] = "link"
+    """Whether the report, the program and the scores stay in the bucket and MLflow has their addresses, or are put
+    into MLflow, too. The adapter stays in the bucket."""
+    registered_model: (
+        Annotated[
+            str, Field(min_length=1, max_length=256, pattern=_REGISTERED.pattern), BeforeValidator(_REGISTERED.check)
+        ]
+        | None
+    ) = None
+    """The registered model that the best program becomes a version of. Default: it becomes none."""
 
 
 class Tracking(Model):

@@ -21,7 +21,7 @@ from tandem_api.v1alpha1.base import (
     rule,
     shown,
 )
-from tandem_api.v1alpha1.infrastructure import Serving, Storage, Tracking, Training, Workers
+from tandem_api.v1alpha1.infrastructure import MLflow, Serving, Storage, Tracking, Training, Workers
 from tandem_api.v1alpha1.prompt_optimizers import BootstrapRandomSearch, DspyOptimizer, PromptOptimizer
 from tandem_api.v1alpha1.task import Data, Metric, Program
 from tandem_api.v1alpha1.weight_optimizers import WeightOptimizer
@@ -211,6 +211,11 @@ class Spec(Model):
                     "adapters: shared"
                 )
         return self
+
+    @property
+    def mlflow(self) -> MLflow | None:
+        """Where the run is logged, too."""
+        return self.tracking.mlflow if self.tracking is not None else None
 
     @property
     def has_own_adapters(self) -> bool:

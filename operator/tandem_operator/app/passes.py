@@ -74,8 +74,6 @@ class Passes:
             logger.info("%s/%s: %s", namespace, name, error)
             return Outcome(SOON_SECONDS, platform.loaded)
         platform.tidy(result.status)
-        if not (raw.get("status") or {}).get("started") and result.status.started is not None:
-            self._tell_of_what_has_no_effect(raw)
         assert platform.loaded is not None
         # As it was accepted: what is stored by now may be anything.
         run = platform.loaded.model_copy(update={"status": result.status})
@@ -86,11 +84,6 @@ class Passes:
         client, labels = self._around.client, {names.RUN: name, names.COMPONENT: names.WORKER}
         for pod in filter(is_orphan, client.list("Pod", namespace, labels=labels, may_be_late=True)):
             client.delete("Pod", namespace, name_of(pod), uid=pod["metadata"]["uid"])
-
-    def _tell_of_what_has_no_effect(self, raw: Object) -> None:
-        if raw["spec"].get("tracking") is not None:
-            text = "spec.tracking has no effect yet: nothing is logged to MLflow"
-            post(self._around.client, raw, EmitEvent("Warning", "NoEffect", text), self._around.instance)
 
     def _next(self, run: OptimizationRun, status: Status, *, is_released: bool) -> float | None:
         """When to look at the run again."""

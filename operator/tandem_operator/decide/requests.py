@@ -60,6 +60,7 @@ def build_request(
         storage=observed.storage,
         data_digests=data_digests(status),
         tokens_left=tokens_left(spec, status, step),
+        status=_settled(status) if step.kind == "final" or spec.mlflow is not None else None,
     )
     endpoint = None
     if needs_server(spec, step, stage):
@@ -102,7 +103,6 @@ def build_request(
                     "endpoint": endpoint,
                     "prompts": _scored_prompts(status.best, step, program),
                     "split": "test" if step.kind == "final" else "validation",
-                    "status": _settled(status) if step.kind == "final" else None,
                     "best_stage": best_stage(step),
                 }
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from tandem_api.contract import CandidateScore, EpochDigest, StageFailure, StageResult, parse_termination
+from tandem_api.contract import MLFLOW_FACT, CandidateScore, EpochDigest, StageFailure, StageResult, parse_termination
 from tandem_api.errors import EXIT_CONFIGURATION, EXIT_PERMANENT, EXIT_PREEMPTED, PERMANENT_EXIT_CODES
 from tandem_api.layout import RunLayout
 from tandem_api.v1alpha1 import Spec, Status
@@ -99,7 +99,7 @@ def _record_result(
         step = changed(step, state=stage.state, reason=reason, message=stage.message, finished=observed.now)
     elif current_stage(step) is None:
         step = changed(step, state="Succeeded", finished=observed.now)
-    return _stored(status, step), _step_events(step)
+    return _stored(status, step), [*_step_events(step), *_tracking_events(status, result)]
 
 
 def _epochs(
@@ -136,6 +136,13 @@ def _step_events(step: StepStatus) -> list[EmitEvent]:
     why = f": {step.message or step.reason}" if step.reason else ""
     text = f"step {step.index} ({step.kind}) {step.state}{score}{chosen}{why}"
     return [EmitEvent("Normal", f"Step{step.state}", text[:1024])]
+
+
+def _tracking_events(before: Status, result: StageResult) -> list[EmitEvent]:
+    """Told once a run: each stage that misses MLflow says so in its own facts."""
+    missed = result.facts.get(MLFLOW_FACT)
+    known = any(MLFLOW_FACT in stage.facts for step in before.steps for stage in step.stages)
+    return [] if missed is None or known else [EmitEvent("Warning", "TrackingFailed", f"MLflow: {missed}"[:1024])]
 
 
 def _record_failure(

@@ -46,6 +46,7 @@ HOSTILE = (
 #: The fields that name an object of the cluster: a name alone, of the run's own namespace.
 NAMES = {
     *("spec.model.tokenSecret", "spec.storage.s3.credentialsSecret", "spec.storage.s3.serviceAccount"),
+    "spec.tracking.mlflow.credentialsSecret",
     *("spec.promptOptimizer.proposer.keySecret", "spec.promptOptimizer.teacher.keySecret"),
     *("spec.queue", "spec.priorityClass"),
 }
@@ -57,7 +58,10 @@ ADDRESSES = {
     "spec.data.test.uri": ("configmap", "s3", "hf"),
     "spec.model.uri": ("pvc", "s3", "hf", "pypi"),
 }
-SERVERS = ("spec.storage.s3.endpoint", "spec.promptOptimizer.proposer.url", "spec.promptOptimizer.teacher.url")
+SERVERS = (
+    *("spec.storage.s3.endpoint", "spec.promptOptimizer.proposer.url", "spec.promptOptimizer.teacher.url"),
+    "spec.tracking.mlflow.uri",
+)
 #: Text fields that take some of the hostile values, and why that leads nowhere.
 OPEN = {
     **dict.fromkeys(ADDRESSES, "checked scheme by scheme, below"),
@@ -74,8 +78,8 @@ OPEN = {
     "spec.metric.field": "a key of a row",
     "spec.data.inputs[]": "a key of a row",
     "spec.data.holdout.stratify": "a key of a row",
-    "spec.tracking.mlflow.uri": "without effect",
-    "spec.tracking.mlflow.experiment": "without effect",
+    "spec.tracking.mlflow.experiment": "a name in a request's body",
+    "spec.tracking.mlflow.registeredModel": "the same",
 }
 #: Fields of any shape, and who reads them.
 FREE = {
@@ -125,6 +129,7 @@ def manifest(path: str, value: Any) -> dict[str, Any]:
         model={"uri": "hf://org/name"},
         promptOptimizer=optimizer,
         storage={"s3": {"bucket": "bucket"}},
+        tracking={"mlflow": {"uri": "http://mlflow", "experiment": "e"}},
     )
     here = copy.deepcopy(found)
     *parents, last = path.split(".")
@@ -163,7 +168,7 @@ def test_no_field_is_called_like_a_reference_without_being_one():
         r"(secret|account|claim|configMap|class|queue|namespace|uri|url|endpoint|host)$", re.IGNORECASE
     )
     named = {path for path in SPEC if reference.search(path.rpartition(".")[2])}
-    known = {*NAMES, *ADDRESSES, *SERVERS, "spec.tracking.mlflow.uri", "spec.promptOptimizer.class"}
+    known = {*NAMES, *ADDRESSES, *SERVERS, "spec.promptOptimizer.class"}
     assert named == known
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tandem_api.contract import ENV_PROGRESS_PORT, ENV_REQUEST, ENV_TERMINATION, StageRequest
+from tandem_api.contract import ENV_MLFLOW, ENV_PROGRESS_PORT, ENV_REQUEST, ENV_TERMINATION, StageRequest
 from tandem_api.errors import EXIT_CONFIGURATION, EXIT_PERMANENT
 from tandem_api.v1alpha1 import OptimizationRun
 from tandem_operator.platforms.kubernetes import jobsets, names
@@ -82,6 +82,7 @@ def worker_job(
                 for model in models_of(request)
                 if model.key_secret is not None
             ),
+            *_mlflow_account(run),
         ],
         "ports": [{"name": "progress", "containerPort": names.PROGRESS_PORT, "protocol": "TCP"}],
         "resources": resources,
@@ -112,6 +113,14 @@ def worker_job(
         job_spec["podReplacementPolicy"] = "Failed"  # never two pods that hold the same GPU
     job: Object = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job_spec}
     return jobsets.jobset_of(job, spec.training.nodes) if is_jobset else job
+
+
+def _mlflow_account(run: OptimizationRun) -> list[Object]:
+    """The account at MLflow, by reference. A pod starts without it, too: no run fails for MLflow."""
+    mlflow = run.spec.mlflow
+    if mlflow is None or mlflow.credentials_secret is None:
+        return []
+    return [from_secret(variable, mlflow.credentials_secret, optional=True) for variable in ENV_MLFLOW]
 
 
 def cleanup_job(run: OptimizationRun, settings: OperatorSettings) -> Object:

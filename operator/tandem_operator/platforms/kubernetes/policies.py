@@ -47,7 +47,7 @@ def network_policies(
     # Machines that train together choose their ports as they go.
     peers = [workers] if run.spec.training.backend == "jobset" else []
     outside = _outside(run, settings)
-    asked = [rule for url in _model_urls(run) for rule in _reaching(url, settings)]
+    asked = [rule for url in _asked_urls(run) for rule in _reaching(url, settings)]
     return [
         _policy(
             run,
@@ -112,9 +112,11 @@ def _outside(run: OptimizationRun, settings: OperatorSettings) -> list[Object]:
     ]
 
 
-def _model_urls(run: OptimizationRun) -> list[str]:
-    """The APIs of other models that the run's workers ask."""
-    return list(dict.fromkeys(model.url for model in other_models(run.spec)))
+def _asked_urls(run: OptimizationRun) -> list[str]:
+    """Whom the run's workers ask beside its servers: the APIs of other models, and MLflow."""
+    mlflow = run.spec.mlflow
+    urls = [model.url for model in other_models(run.spec)] + ([mlflow.uri] if mlflow is not None else [])
+    return list(dict.fromkeys(urls))
 
 
 def _reaching(url: str, settings: OperatorSettings, *ports: int) -> list[Object]:

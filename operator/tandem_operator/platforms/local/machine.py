@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 
-from tandem_api.contract import ENV_CACHE
+from tandem_api.contract import ENV_CACHE, ENV_MLFLOW
 from tandem_api.errors import ConfigurationError
 from tandem_operator.platforms.other_models import VARIABLES
 
@@ -47,11 +47,11 @@ def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def foreign_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` without any S3 account or key of a model: what children get has to be meant for them."""
+    """`environment` without any account or key: what children get has to be meant for them."""
     kept = {
         name: value
         for name, value in environment.items()
-        if not name.startswith("AWS_") and name not in VARIABLES.values()
+        if not name.startswith("AWS_") and name not in (*VARIABLES.values(), *ENV_MLFLOW)
     }
     return kept | without_proxy(kept)
 

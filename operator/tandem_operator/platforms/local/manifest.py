@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from tandem_api.contract import ENV_MLFLOW
 from tandem_api.errors import ConfigurationError
 from tandem_api.v1alpha1 import OptimizationRun, Spec, Status
+from tandem_api.v1alpha1.infrastructure import MLflow
 from tandem_api.v1alpha1.prompt_optimizers import DemoSearch, DspyOptimizer
 from tandem_api.v1alpha1.run import ManifestError, Problem
 from tandem_api.v1alpha1.spec import MUTABLE_FIELDS
@@ -110,8 +112,8 @@ def cluster_only(run: OptimizationRun) -> list[Problem]:
 
 
 def missing_keys(run: OptimizationRun, environment: Mapping[str, str]) -> list[Problem]:
-    """Keys of other models that the run needs and `environment` does not hold, or cannot hold: it has one for all
-    proposers and one for all teachers, and none may go to a host that it is not meant for."""
+    """Keys of other models, and the account at MLflow, that the run needs and `environment` does not hold, or cannot
+    hold: it has one for all proposers and one for all teachers, and none may go to a host that it is not meant for."""
     models = [model for model in other_models(run.spec) if model.key_secret is not None]
     problems = [
         Problem(
@@ -122,6 +124,7 @@ def missing_keys(run: OptimizationRun, environment: Mapping[str, str]) -> list[P
         for model in models
         if not environment.get(model.variable)
     ]
+    problems += _missing_account(run.spec.mlflow, environment)
     first: dict[str, OtherModel] = {}
     for model in models:
         other = first.setdefault(model.variable, model)
@@ -136,11 +139,24 @@ def missing_keys(run: OptimizationRun, environment: Mapping[str, str]) -> list[P
     return problems
 
 
+def _missing_account(mlflow: MLflow | None, environment: Mapping[str, str]) -> list[Problem]:
+    """What is missing of the account at MLflow: a user and a password, or a token."""
+    if mlflow is None or mlflow.credentials_secret is None:
+        return []
+    user, password, token = ENV_MLFLOW
+    if environment.get(token) or (environment.get(user) and environment.get(password)):
+        return []
+    text = (
+        f"found {mlflow.credentials_secret!r}, but neither {token} nor {user} and {password} are set; on one machine "
+        f"the account comes from there: export them, or remove credentialsSecret if {mlflow.uri} asks for none"
+    )
+    return [Problem("spec.tracking.mlflow.credentialsSecret", text)]
+
+
 def without_effect(run: OptimizationRun) -> list[str]:
     """Fields that are given and mean nothing on one machine."""
     spec = run.spec
     given = {
-        "spec.tracking": spec.tracking is not None,
         "spec.queue": spec.queue is not None,
         "spec.priorityClass": spec.priority_class is not None,
         "spec.ttlSecondsAfterFinished": spec.ttl_seconds_after_finished is not None,

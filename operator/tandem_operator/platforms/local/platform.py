@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tandem_api.contract import StageRequest
+from tandem_api.contract import ENV_MLFLOW, StageRequest
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_operator.actions import Action, EmitEvent, EnsureServing, StartTask, StopServing, StopTask
 from tandem_operator.platforms.local.commands import Commands
@@ -196,6 +196,9 @@ class LocalPlatform:
 
 
 def _keys(request: StageRequest) -> dict[str, str]:
-    """The keys of the other models that an attempt asks, out of our environment."""
+    """The keys of the other models that an attempt asks and the account at MLflow, out of our environment."""
     wanted = {model.variable for model in models_of(request) if model.key_secret is not None}
+    mlflow = request.spec.mlflow
+    if mlflow is not None and mlflow.credentials_secret is not None:
+        wanted |= set(ENV_MLFLOW)
     return {name: value for name, value in os.environ.items() if name in wanted}

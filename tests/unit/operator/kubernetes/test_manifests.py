@@ -46,6 +46,11 @@ SPECS = {
         ],
         "promptOptimizer": {"type": "gepa", "proposer": {**WRITER, "keySecret": "other"}},
     },
+    "mlflow": {
+        "tracking": {
+            "mlflow": {"uri": "http://mlflow.mlops:5000", "experiment": "e", "credentialsSecret": "mlflow-account"}
+        }
+    },
     "account": {"storage": {"s3": {"bucket": "bucket", "serviceAccount": "tandem-s3"}}},
 }
 
@@ -134,6 +139,30 @@ def test_the_keys_of_other_models_reach_the_searches_that_ask_them_and_nothing_e
         },
         "reviews-3p-optimize-1": {"TANDEM_PROPOSER_API_KEY": {"name": "other", "key": "API_KEY"}},
     }
+
+
+def test_the_account_at_mlflow_reaches_the_workers_by_reference_and_is_missed_by_no_pod():
+    for name, template in templates("mlflow").items():
+        for one in template["spec"]["containers"]:
+            found = {v["name"]: v for v in one["env"] if v["name"].startswith("MLFLOW_")}
+            if one["name"] != "worker":
+                assert found == {}, name
+                continue
+            assert found.keys() == {f"MLFLOW_TRACKING_{key}" for key in ("USERNAME", "PASSWORD", "TOKEN")}
+            for key, variable in found.items():
+                assert variable["valueFrom"] == {
+                    "secretKeyRef": {"name": "mlflow-account", "key": key, "optional": True}
+                }
+
+
+def test_workers_and_not_servers_reach_mlflow():
+    document = manifest(**SPECS["mlflow"])
+    document["metadata"]["uid"] = "1"
+    policies = network_policies(parse_run(document), settings(networkPolicy={"workerEgressPorts": []}), "system", {})
+    servers, workers = (policy["spec"]["egress"] for policy in policies)
+    address, pods = [rule for rule in workers if rule not in servers][:-1]
+    assert [port["port"] for port in address["ports"]] == [5000]
+    assert pods["to"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "mlops"}
 
 
 def test_sets_are_walked_in_the_same_order_by_every_attempt():

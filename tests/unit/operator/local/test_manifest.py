@@ -117,6 +117,25 @@ def test_a_missing_key_of_another_model_is_named_with_its_variable(tmp_path: Pat
     assert missing_keys(resolved(tmp_path, strategy="w", promptOptimizer={"teacher": model}), {}) == []
 
 
+@pytest.mark.parametrize(
+    ("environment", "is_missing"),
+    [
+        ({}, True),
+        ({"MLFLOW_TRACKING_USERNAME": "me"}, True),
+        ({"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "p"}, False),
+        ({"MLFLOW_TRACKING_TOKEN": "t"}, False),
+    ],
+)
+def test_a_missing_account_at_mlflow_is_named_with_its_variables(
+    tmp_path: Path, environment: dict[str, str], is_missing: bool
+) -> None:
+    mlflow = {"uri": "http://mlflow", "experiment": "e"}
+    named = resolved(tmp_path, tracking={"mlflow": {**mlflow, "credentialsSecret": "s"}})
+    found = [problem.path for problem in missing_keys(named, environment)]
+    assert found == ["spec.tracking.mlflow.credentialsSecret"] * is_missing
+    assert missing_keys(resolved(tmp_path, tracking={"mlflow": mlflow}), environment) == []
+
+
 @pytest.mark.parametrize("role", ["proposer", "teacher"])
 def test_two_keys_of_one_role_are_refused_because_both_come_from_one_variable(tmp_path: Path, role: str) -> None:
     def step(host: str, secret: str | None) -> dict[str, Any]:

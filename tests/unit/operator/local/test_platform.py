@@ -91,6 +91,27 @@ def test_keys_of_other_models_reach_the_search_that_asks_them_and_nothing_else(
     assert seen == ["check", "evaluate", "optimize TANDEM_PROPOSER_API_KEY", "evaluate"]
 
 
+def test_the_account_at_mlflow_reaches_the_workers_of_runs_that_name_a_secret_for_it(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = (
+        "import os\n"
+        "with open(os.environ['TANDEM_WORKDIR'] + '.keys', 'a') as file:\n"
+        "    print(*(n for n in os.environ if n.startswith('MLFLOW_TRACKING_')), file=file)\n"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    mlflow = {"uri": "http://localhost:1", "experiment": "e"}
+    settings = LocalSettings(commands=replace(COMMANDS, worker=python(note + WORKER)), has_gpu=False)
+    seen = []
+    for number, account in enumerate(({}, {"credentialsSecret": "mlflow"})):
+        place = workdir / str(number)
+        run = wanted(workdir, strategy="vanilla", tracking={"mlflow": {**mlflow, **account}})
+        with LocalPlatform(place, run, settings) as platform:
+            finish(platform)
+        seen.append(set(place.with_name(place.name + ".keys").read_text().splitlines()))
+    assert seen == [{""}, {"MLFLOW_TRACKING_TOKEN"}]
+
+
 def test_a_run_that_was_left_at_any_point_goes_on_and_repeats_no_finished_stage(workdir: Path) -> None:
     finished = False
     for _ in range(40):

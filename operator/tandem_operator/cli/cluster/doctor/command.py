@@ -18,7 +18,7 @@ from tandem_operator.cli.cluster.doctor.facts import gather
 from tandem_operator.cli.cluster.doctor.finding import Finding, Level, fail
 from tandem_operator.cli.cluster.failures import UnreachableError
 from tandem_operator.cli.cluster.output import print_document
-from tandem_operator.cli.cluster.submit import resource_of
+from tandem_operator.cli.cluster.submit import without_given
 from tandem_operator.cli.errors import EXIT_DONE, EXIT_FAILED
 from tandem_operator.cli.manifest import parse_for_cluster, read_manifest
 from tandem_operator.cli.terminal import console
@@ -34,7 +34,7 @@ def examine(access: Access, file: Path | None, operator_namespace: str | None, *
     cluster = connect(access.kubeconfig, access.context)
     named = read.document["metadata"].get("namespace") if read is not None else None
     namespace = access.namespace or named or cluster.namespace
-    manifest = resource_of(read, namespace) if read is not None else None
+    manifest = without_given(read.document, namespace) if read is not None else None
     try:
         facts = gather(cluster, namespace, operator_namespace, manifest)
     except TandemError as error:
