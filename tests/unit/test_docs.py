@@ -15,6 +15,7 @@ import yaml
 
 from tandem_api import conditions, errors
 from tandem_api.v1alpha1.run import parse_run
+from tandem_operator.app.deliveries import DeliveryMetrics
 from tandem_operator.app.metrics import Metrics, ProcessState
 from tandem_operator.decide.limits import REASONS
 from tandem_operator.platforms.kubernetes.manifest import cluster_problems
@@ -98,6 +99,7 @@ def test_every_event_is_in_the_table_of_events() -> None:
 def test_every_metric_is_explained() -> None:
     metrics = Metrics()
     metrics.registry.register(ProcessState(lambda: True, lambda: 0))
+    DeliveryMetrics(metrics.registry)
     ours = [family for family in metrics.registry.collect() if family.name.startswith("tandem_")]
     assert len(ours) > 10
     names = {f"{family.name}_total" if family.type == "counter" else family.name for family in ours}

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from tandem_api.v1alpha1 import OptimizationRun
 from tandem_operator.app import retry
+from tandem_operator.app.transitions import Seen
 
 #: (namespace, name) of a run.
 Key = tuple[str, str]
@@ -41,7 +42,11 @@ class Outcome:
     requeue_seconds: float | None
     """When to look at the run again; None: when something happens to it, or at the next resync."""
     run: OptimizationRun | None
-    """The run as it is now; None: it is gone."""
+    """The run as it is now; None: it is gone, or cannot be read."""
+    refused: Seen | None = None
+    """What was written into the status of a run that cannot be read."""
+    is_gone: bool = False
+    """Whether the run is being deleted, or is no longer there."""
 
 
 Reconcile = Callable[[str, str], Outcome]
@@ -56,6 +61,23 @@ class Monitor(Protocol):
 
     def failed(self, key: Key, error: Exception, seconds: float) -> None:
         """A pass raised."""
+
+
+class Monitors:
+    """Several of them as one."""
+
+    def __init__(self, *monitors: Monitor) -> None:
+        self._monitors = monitors
+
+    def passed(self, key: Key, outcome: Outcome, seconds: float) -> None:
+        """A pass ended."""
+        for monitor in self._monitors:
+            monitor.passed(key, outcome, seconds)
+
+    def failed(self, key: Key, error: Exception, seconds: float) -> None:
+        """A pass raised."""
+        for monitor in self._monitors:
+            monitor.failed(key, error, seconds)
 
 
 class WorkQueue:

@@ -1,0 +1,169 @@
+"""What pipelines see of a run on a real API server: CloudEvents at a real receiver, whatever happens to it and to the
+operator, and the exit codes of the CI job."""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.faults.stages import LONG_LEASE
+from tests.faults.test_secrets import forms
+from tests.faults.world import World
+from tests.receiver import Receiver, is_signed
+
+from tandem_api.v1alpha1 import Status
+from tandem_operator.app.transitions import Seen, happened
+
+ROOT = Path(__file__).parents[2]
+CI_JOB = ROOT / "examples/pipelines/ci.sh"
+KEY = base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as found:
+        yield found
+
+
+@pytest.fixture
+def telling(make_world: Callable[..., World], receiver: Receiver, tmp_path: Path) -> World:
+    """A world whose operator sends events to the receiver. A loaded machine does not take its Lease."""
+    key = tmp_path / "signing-key"
+    key.write_text(KEY)
+    events = {"urls": [receiver.url], "signingKeyFile": str(key), "timeoutSeconds": 5}
+    return make_world(cloudEvents=events, lease=LONG_LEASE)
+
+
+def expected(world: World) -> list[str]:
+    """The ids that the run's status tells, in order."""
+    run = world.run()
+    status = Status.model_validate(run["status"])
+    return [one.id for one in happened(Seen(world.namespace, "run", run["metadata"]["uid"], status))]
+
+
+def wait_for_all(world: World, receiver: Receiver) -> list[dict[str, Any]]:
+    """Everything that the receiver has got of the run that has ended, once it has all."""
+    ids = expected(world)
+    world.wait("all events", lambda: {event["id"] for event in receiver.events} >= set(ids), 120)
+    return receiver.events
+
+
+def test_a_runs_events_arrive_signed_complete_in_order_and_without_secrets(telling: World, receiver: Receiver) -> None:
+    telling.operator.start()
+    telling.apply_run(strategy="p")
+    status = telling.wait_finished()
+    events = wait_for_all(telling, receiver)
+    assert [event["id"] for event in events] == expected(telling)
+    assert [event["type"] for event in events] == [
+        "dev.tandem.run.started",
+        *["dev.tandem.step.started", "dev.tandem.step.finished"] * 3,
+        "dev.tandem.run.succeeded",
+    ]
+    assert events[-1]["data"]["result"]["sha256"] == status["result"]["sha256"]
+    assert all(is_signed(request, KEY) for request in receiver.requests)
+    sent = b"".join(request.body + str(request.headers).encode() for request in receiver.requests)
+    for value in (telling.ground.storage.credentials["AWS_SECRET_ACCESS_KEY"], KEY):
+        assert not [form for form in forms(value) if form in sent]
+    assert b"item 0 is" not in sent, "an example of the user's"
+
+    # A clean end and a new leader: the same once more.
+    telling.operator.stop()
+    telling.operator.start()
+    telling.wait("the same again", lambda: len(receiver.requests) >= 2 * len(events), 60)
+    told = {(request.event["id"], request.event["type"], request.event["time"]) for request in receiver.requests}
+    assert len(told) == len(events)
+
+
+def test_no_event_is_lost_when_receiver_and_operator_die_in_turns(telling: World, receiver: Receiver) -> None:
+    receiver.behaviour = lambda n: 60.0
+    telling.operator.start()
+    telling.apply_run(strategy="p")
+    telling.wait("an attempt", lambda: receiver.requests)
+    # The run goes on while the receiver hangs, and what waits for it dies with the operator.
+    telling.wait("the baseline", lambda: telling.status()["steps"][0].get("finished"), 120)
+    assert receiver.events == []
+    telling.operator.kill()
+    receiver.down()
+    receiver.behaviour = lambda n: 500 if n % 4 == 1 else 204
+    telling.operator.start()
+    telling.wait("a refused connection", lambda: "ClientConnectorError" in telling.operator.tail())
+    receiver.up()
+    telling.wait("some events", lambda: len(receiver.events) >= 3, 120)
+    telling.operator.restart()
+    telling.wait_finished()
+    events = wait_for_all(telling, receiver)
+    assert [event["id"] for event in events] == expected(telling)
+    assert all(is_signed(request, KEY) for request in receiver.requests)
+    told = {(request.event["id"], request.event["type"], request.event["time"]) for request in receiver.requests}
+    assert len(told) == len(events), "whoever tells it, a transition has one id, type and time"
+    assert "tandem_cloudevents_delivered_total" in telling.operator.metrics()
+
+
+# --- the CI job -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def kubectl() -> str:
+    """The folder of the real kubectl."""
+    done = subprocess.run([str(ROOT / "tools/kubernetes-tools")], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"tools/kubernetes-tools brought no kubectl: {done.stderr.strip()[-200:]}")
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    """Its operator keeps its Lease, however slow the machine is."""
+    return make_world(lease=LONG_LEASE)
+
+
+@pytest.fixture
+def ci_job(world: World, kubectl: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(manifest: dict[str, Any], seconds: int = 240, **more: str) -> subprocess.CompletedProcess[str]:
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(manifest))
+        environment = {"KUBECONFIG": str(world.ground.plane.kubeconfig), "HOME": str(tmp_path), **more}
+        environment["PATH"] = f"{kubectl}:{os.environ['PATH']}"
+        command = [str(CI_JOB), str(path), str(seconds)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+CiJob = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_the_ci_job_ends_as_the_run_does(world: World, ci_job: CiJob) -> None:
+    world.operator.start()
+    done = ci_job(world.manifest(strategy="vanilla"))
+    assert done.returncode == 0, done.stderr
+    result = world.status()["result"]
+    assert done.stdout.splitlines() == [f"uri={result['uri']}", f"sha256={result['sha256']}"]
+    again = ci_job(world.manifest(strategy="vanilla"))
+    assert (again.returncode, again.stdout) == (0, done.stdout), "the job may be started again"
+
+    failed = ci_job(world.manifest("bad", metric={"builtin": "exact-match", "field": "nonsense"}))
+    assert failed.returncode == 1, failed.stderr
+    assert world.condition("Succeeded", "bad")["reason"] in failed.stderr
+
+
+def test_the_ci_job_ends_in_time_and_cancels_if_it_is_told_to(world: World, ci_job: CiJob) -> None:
+    world.operator.start()
+    held = world.manifest("held", suspend=True)
+    done = ci_job(held, 5)
+    assert done.returncode == 124, done.stderr
+    assert "not over in time: Suspended" in done.stderr
+    assert world.run("held")
+    assert ci_job(held, 2, CANCEL="1").returncode == 124
+    world.wait("the deletion", lambda: world.api.get("OptimizationRun", world.namespace, "held") is None)
+
+    refused = ci_job(world.manifest("refused", seed="x"))
+    assert refused.returncode == 2, refused.stderr
+    assert world.api.get("OptimizationRun", world.namespace, "refused") is None
