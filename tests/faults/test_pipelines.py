@@ -4,9 +4,11 @@ operator, and the exit codes of the CI job."""
 from __future__ import annotations
 
 import base64
+import json
 import os
 import secrets
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ import pytest
 import yaml
 from tests.faults.stages import LONG_LEASE
 from tests.faults.test_secrets import forms
-from tests.faults.world import World
+from tests.faults.world import Ground, World
 from tests.receiver import Receiver, is_signed
 
+from tandem_api.errors import DataError
 from tandem_api.v1alpha1 import Status
 from tandem_operator.app.transitions import Seen, happened
+from tandem_trainer import serving as launcher
 
 ROOT = Path(__file__).parents[2]
 CI_JOB = ROOT / "examples/pipelines/ci.sh"
@@ -167,3 +171,83 @@ def test_the_ci_job_ends_in_time_and_cancels_if_it_is_told_to(world: World, ci_j
     refused = ci_job(world.manifest("refused", seed="x"))
     assert refused.returncode == 2, refused.stderr
     assert world.api.get("OptimizationRun", world.namespace, "refused") is None
+
+
+# --- Kubeflow ---------------------------------------------------------------------------------------------------------
+
+KUBEFLOW = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from kfp import dsl
+from kubeflow_pipeline import optimize
+metrics = dsl.Metrics(name="metrics", uri=sys.argv[4], metadata={})
+print(*optimize.python_func(open(sys.argv[2]).read(), sys.argv[3], metrics, 0.1))
+print(metrics.metadata["best"])
+"""
+
+
+def test_kubeflows_component_ends_as_the_run_does(world: World, tmp_path: Path) -> None:
+    done = subprocess.run([str(ROOT / "tools/side-environment"), "pipelines"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"tools/side-environment pipelines needs PyPI: {done.stderr.strip()[-200:]}")
+    world.operator.start()
+
+    def component(manifest: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(manifest))
+        environment = {"KUBECONFIG": str(world.ground.plane.kubeconfig), "HOME": str(tmp_path)}
+        where = [str(CI_JOB.parent), str(path), world.namespace, str(tmp_path / "metrics")]
+        command = [done.stdout.strip(), "-c", KUBEFLOW, *where]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+
+    good = component(world.manifest(strategy="vanilla"))
+    assert good.returncode == 0, good.stderr
+    status = world.status()
+    assert good.stdout.split() == [
+        *(status["result"]["uri"], status["result"]["sha256"]),
+        str(float(status["best"]["score"])),
+    ]
+    bad = component(world.manifest("bad", metric={"builtin": "exact-match", "field": "nonsense"}))
+    assert bad.returncode == 1
+    assert f"the run failed: {world.condition('Succeeded', 'bad')['reason']}" in bad.stderr
+
+
+# --- the result, served -----------------------------------------------------------------------------------------------
+
+
+def test_the_launcher_takes_an_exported_adapter_from_the_bucket_and_no_other(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a bundle on this machine by way of the real command and a real bucket to the launcher's cache."""
+    ref = ground.storage.ref
+    keys = {**ground.storage.credentials, "AWS_ENDPOINT_URL": str(ref.endpoint), "AWS_REGION": str(ref.region)}
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    adapter = tmp_path / "result/adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text('{"r": 8}')
+    (adapter / "adapter_model.safetensors").write_bytes(os.urandom(1000))
+    artifact = ground.store.put_folder(f"elsewhere-{secrets.token_hex(4)}/", adapter)
+    run = {"namespace": "team", "name": "small", "uid": "u1", "model": "hf://org/name"}
+    scores = {"run": run, "best": {"score": 0.5, "adapter": artifact.sha256}}
+    (tmp_path / "result/scores.json").write_text(json.dumps(scores))
+    target = f"s3://{ref.bucket}/exported-{secrets.token_hex(4)}"
+    tandem = [sys.executable, "-c", "from tandem_operator.cli.main import main; main()"]
+    command = [*tandem, "export", str(tmp_path / "result"), "--upload", target]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    deployment, _ = yaml.safe_load_all(done.stdout)
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    written = {one["name"]: one["value"] for one in container["env"] if "value" in one}
+    assert written["AWS_ENDPOINT_URL"] == ref.endpoint
+    assert ground.storage.credentials["AWS_SECRET_ACCESS_KEY"] not in done.stdout
+
+    options = launcher.parse(container["command"][3:])
+    assert options.adapter is not None
+    folder = launcher._fetch_adapter(options, options.adapter, tmp_path / "cache")
+    for path in adapter.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+    key = f"{options.adapter.uri.removeprefix(f's3://{ref.bucket}/')}adapter_model.safetensors"
+    ground.store.put(key, b"somebody else's weights")
+    with pytest.raises(DataError, match="is damaged"):
+        launcher._fetch_adapter(options, options.adapter, tmp_path / "another-cache")
