@@ -39,7 +39,7 @@ class DeliveryMetrics(Collector):
     """What became of events, by receiver (`host:port`)."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.delivered, self.retried, self.dropped = (
+        self.delivered, self.failed, self.dropped = (
             Counter(f"tandem_cloudevents_{name}", text, labels, registry=registry)
             for name, text, labels in (
                 ("delivered", "Events that a receiver has taken.", ("receiver",)),
@@ -53,7 +53,7 @@ class DeliveryMetrics(Collector):
     def watch(self, receiver: Receiver) -> None:
         """Show this receiver's queue, and its counters from 0 on."""
         self._receivers.append(receiver)
-        for counter in (self.delivered, self.retried):
+        for counter in (self.delivered, self.failed):
             counter.labels(receiver.name)
 
     def collect(self) -> Iterator[Metric]:
@@ -135,7 +135,7 @@ class Receiver:
                     _LOG.info("the receiver of CloudEvents %s takes them again", self.name)
                 self._trouble = self._has_dropped = False
                 return
-            self._metrics.retried.labels(self.name).inc()
+            self._metrics.failed.labels(self.name).inc()
             if not self._trouble:
                 _LOG.warning("the receiver of CloudEvents %s does not take them: %s", self.name, problem)
             self._trouble = True
@@ -157,10 +157,10 @@ class Receiver:
                 return f"it answers {answer.status}", answer.status in _FINAL
         except TimeoutError:
             return f"no answer within {self._settings.timeout_seconds} s", False
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return f"{type(error).__name__}: {_without_url(error)}", False
         except ConfigurationError as error:
             return str(error), False
+        except Exception as error:  # whatever it is, no receiver may be the operator's end
+            return f"{type(error).__name__}: {_without_url(error)}", False
 
     def _drop(self, reason: str) -> None:
         self._metrics.dropped.labels(self.name, reason).inc()
@@ -173,10 +173,16 @@ class Receiver:
 class Deliveries:
     """All receivers. Hears of passes, as a monitor of the queue."""
 
-    def __init__(self, settings: CloudEvents, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        settings: CloudEvents,
+        registry: CollectorRegistry,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         """Make it in the event loop in which it is to run."""
         self._settings = settings
-        self._since = datetime.now(UTC) - timedelta(seconds=settings.replay_seconds)
+        self._now = now
+        self._since: datetime | None = None
         metrics = DeliveryMetrics(registry)
         self._receivers = [Receiver(url, settings, metrics) for url in settings.urls]
         self._seen: dict[Key, Seen] = {}
@@ -188,9 +194,12 @@ class Deliveries:
         now = outcome.refused or (Seen.of(outcome.run) if outcome.run is not None else None)
         if now is None and not outcome.is_gone:
             return
+        if self._since is None:
+            # Passes begin with the leadership, which a spare may have waited for for weeks.
+            self._since = self._now() - timedelta(seconds=self._settings.replay_seconds)
         before = self._seen.pop(key, None)
         if before is not None and (now is None or now.uid != before.uid):
-            self._put(before, [deletion(before, datetime.now(UTC))])
+            self._put(before, [deletion(before, self._now())])
         if now is not None:
             self._seen[key] = now
             self._put(now, transitions(before, now, self._since))
