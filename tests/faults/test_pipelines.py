@@ -27,6 +27,7 @@ from tandem_trainer import serving as launcher
 
 ROOT = Path(__file__).parents[2]
 CI_JOB = ROOT / "examples/pipelines/ci.sh"
+TANDEM = (sys.executable, "-c", "from tandem_operator.cli.main import main; main()")
 KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 
 
@@ -83,6 +84,15 @@ def test_a_runs_events_arrive_signed_complete_in_order_and_without_secrets(telli
     telling.wait("the same again", lambda: len(receiver.requests) >= 2 * len(events), 60)
     told = {(request.event["id"], request.event["type"], request.event["time"]) for request in receiver.requests}
     assert len(told) == len(events)
+
+    # What is refused, and what is deleted.
+    telling.apply_run("refused", strategy="x -> y")
+    telling.wait("the refusal", lambda: len(receiver.events) > len(events))
+    assert receiver.events[-1]["type"] == "dev.tandem.run.failed"
+    assert receiver.events[-1]["data"]["reason"] == "InvalidSpec"
+    telling.api.delete("OptimizationRun", telling.namespace, "run")
+    telling.wait("the deletion", lambda: receiver.events[-1]["type"] == "dev.tandem.run.deleted")
+    assert receiver.events[-1]["data"]["uid"] == events[0]["data"]["uid"]
 
 
 def test_no_event_is_lost_when_receiver_and_operator_die_in_turns(telling: World, receiver: Receiver) -> None:
@@ -144,7 +154,9 @@ def ci_job(world: World, kubectl: str, tmp_path: Path) -> Callable[..., subproce
 CiJob = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_the_ci_job_ends_as_the_run_does(world: World, ci_job: CiJob) -> None:
+def test_the_ci_job_ends_as_the_run_does_and_the_result_can_be_served(
+    world: World, ci_job: CiJob, kubectl: str
+) -> None:
     world.operator.start()
     done = ci_job(world.manifest(strategy="vanilla"))
     assert done.returncode == 0, done.stderr
@@ -152,6 +164,15 @@ def test_the_ci_job_ends_as_the_run_does(world: World, ci_job: CiJob) -> None:
     assert done.stdout.splitlines() == [f"uri={result['uri']}", f"sha256={result['sha256']}"]
     again = ci_job(world.manifest(strategy="vanilla"))
     assert (again.returncode, again.stdout) == (0, done.stdout), "the job may be started again"
+
+    environment = {"KUBECONFIG": str(world.ground.plane.kubeconfig), "PATH": f"{kubectl}:{os.environ['PATH']}"}
+    exported = subprocess.run(
+        [*TANDEM, "export", "run", "-n", world.namespace], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert exported.returncode == 0, exported.stderr
+    apply = ["kubectl", "apply", "--dry-run=server", "-o", "name", "-f", "-"]
+    applied = subprocess.run(apply, input=exported.stdout, env=environment, capture_output=True, text=True, timeout=120)
+    assert applied.stdout.split() == ["deployment.apps/model-run", "service/model-run"], applied.stderr
 
     failed = ci_job(world.manifest("bad", metric={"builtin": "exact-match", "field": "nonsense"}))
     assert failed.returncode == 1, failed.stderr
@@ -232,8 +253,7 @@ def test_the_launcher_takes_an_exported_adapter_from_the_bucket_and_no_other(
     scores = {"run": run, "best": {"score": 0.5, "adapter": artifact.sha256}}
     (tmp_path / "result/scores.json").write_text(json.dumps(scores))
     target = f"s3://{ref.bucket}/exported-{secrets.token_hex(4)}"
-    tandem = [sys.executable, "-c", "from tandem_operator.cli.main import main; main()"]
-    command = [*tandem, "export", str(tmp_path / "result"), "--upload", target]
+    command = [*TANDEM, "export", str(tmp_path / "result"), "--upload", target]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     deployment, _ = yaml.safe_load_all(done.stdout)
