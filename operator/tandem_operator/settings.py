@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from tandem_api.errors import ConfigurationError
@@ -69,6 +70,41 @@ class Lease(_Settings):
     renew_seconds: int = Field(5, ge=1)
 
 
+class CloudEvents(_Settings):
+    """Who hears of the transitions of runs and their steps. No run can name a receiver."""
+
+    urls: tuple[str, ...] = ()
+    """Where events are posted to; empty: nowhere."""
+    signing_key_file: Path | None = None
+    """The file with the keys that events are signed with, one a line. Needed with a URL."""
+    source: str = ""
+    """What the events' `source` begins with, to tell clusters apart, such as https://gpu-1.example.org."""
+    timeout_seconds: int = Field(10, ge=1, le=300)
+    """For one attempt."""
+    retry_seconds: int = Field(600, ge=0)
+    """For how long one event is tried again, with growing waits of up to a minute."""
+    replay_seconds: int = Field(900, ge=0)
+    """A new leader sends what happened so long before it began once more, under the same ids."""
+    queue_size: int = Field(5000, ge=1)
+    """Events that wait for one receiver at most; beyond that the oldest are dropped."""
+
+    @field_validator("urls")
+    @classmethod
+    def _check_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for number, url in enumerate(urls):
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.fragment:
+                # Not quoted: a wrong one may hold a password.
+                raise ValueError(f"number {number} is not allowed; write http(s)://HOST[:PORT][/PATH], without a user")
+        return urls
+
+    @model_validator(mode="after")
+    def _check_key(self) -> CloudEvents:
+        if self.urls and self.signing_key_file is None:
+            raise ValueError("urls need a signingKeyFile: events are always signed")
+        return self
+
+
 class OperatorSettings(_Settings):
     """All of it."""
 
@@ -95,6 +131,7 @@ class OperatorSettings(_Settings):
     metrics_port: int = Field(8080, ge=1, le=65535)
     health_port: int = Field(8081, ge=1, le=65535)
     log_format: Literal["json", "text"] = "json"
+    cloud_events: CloudEvents = CloudEvents()
 
 
 def load_settings(environment: Mapping[str, str] = os.environ) -> OperatorSettings:

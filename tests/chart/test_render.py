@@ -35,13 +35,16 @@ EVERYTHING: dict[str, Any] = {
     "networkPolicy": {
         "metricsFrom": [{"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}],
         "apiServer": {"ports": [7443], "cidrs": ["10.0.0.1/32"]},
+        "cloudEvents": {"to": [{"namespaceSelector": {"matchLabels": {"team": "events"}}}]},
     },
+    "cloudEventsSecret": {"name": "cloudevents", "key": "key"},
     "settings": {
+        "cloudEvents": {"urls": ["http://broker.events.svc/tandem", "https://hooks.example.org:8443/x?y=1"]},
         "defaults": {
             "cacheVolume": {"persistentVolumeClaim": {"claimName": "models"}},
             "podTemplate": {"spec": {"nodeSelector": {"pool": "gpu"}}},
             "serving": {"resources": {"limits": {"nvidia.com/gpu": None, "amd.com/gpu": 2}}},
-        }
+        },
     },
 }
 
@@ -195,6 +198,28 @@ def test_network_policy_narrows_as_told(render: Render, everything: str) -> None
         "to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}],
     }
     assert [port["port"] for port in spec["egress"][2]["ports"]] == [8000, 8080, 8081]
+
+
+def test_receivers_of_cloudevents_are_reached_and_the_key_is_a_file(render: Render, everything: str) -> None:
+    objects = render("--values", everything)
+    assert objects["NetworkPolicy/tandem-operator"]["spec"]["egress"][3] == {
+        "ports": [{"protocol": "TCP", "port": 80}, {"protocol": "TCP", "port": 8443}],
+        "to": EVERYTHING["networkPolicy"]["cloudEvents"]["to"],
+    }
+    (volume,) = [one for one in operator_pod(objects)["volumes"] if "secret" in one]
+    assert volume["secret"] == {"secretName": "cloudevents", "items": [{"key": "key", "path": "key"}]}
+    (mount,) = [one for one in operator_pod(objects)["containers"][0]["volumeMounts"] if one["name"] == volume["name"]]
+    assert mount["readOnly"] and "subPath" not in mount, "a file of a subPath never changes"
+    assert settings(objects)["cloudEvents"]["signingKeyFile"] == f"{mount['mountPath']}/key"
+    ports = "settings.cloudEvents.urls={https://x/},cloudEventsSecret.name=s,networkPolicy.cloudEvents.ports={8080}"
+    (rule,) = render("--set", ports)["NetworkPolicy/tandem-operator"]["spec"]["egress"][3:]
+    assert rule == {"ports": [{"protocol": "TCP", "port": 8080}]}
+
+
+def test_without_receivers_no_secret_is_mounted_and_no_port_is_open(render: Render) -> None:
+    objects = render("--set", "cloudEventsSecret.name=unused")
+    assert not any("secret" in volume for volume in operator_pod(objects)["volumes"])
+    assert len(objects["NetworkPolicy/tandem-operator"]["spec"]["egress"]) == 3
 
 
 def test_digest_wins_over_tag_and_tag_over_the_charts_version(render: Render, everything: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from importlib import metadata
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from prometheus_client import Metric
@@ -14,6 +16,7 @@ from tests.unit.operator.app.test_metrics import KEY, largest
 from tandem_api.contract import Progress
 from tandem_api.v1alpha1 import OptimizationRun
 from tandem_api.v1alpha1.status import Usage
+from tandem_operator.app.deliveries import DeliveryMetrics, Receiver
 from tandem_operator.app.metrics import Metrics, ProcessState
 from tandem_operator.app.queue import Outcome
 from tandem_operator.app.run_metrics import FAMILIES, MOST_SERIES, MOST_STEPS
@@ -43,6 +46,9 @@ def test_the_operators() -> None:
     metrics.passed(KEY, Outcome(None, with_a_failed_stage(run)), 0.1)
     metrics.failed(KEY, ValueError(), 0.1)
     metrics.called("get", "200", 0.1)
+    deliveries = DeliveryMetrics(metrics.registry)
+    deliveries.watch(cast(Receiver, SimpleNamespace(name="events:443", waiting=0)))
+    deliveries.dropped.labels("events:443", "Refused")
     assert described(metrics.registry.collect()) == documented("operator")
     assert len(documented("operator")) > len(FAMILIES)
 

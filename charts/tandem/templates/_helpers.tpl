@@ -51,7 +51,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if not $settings.defaults.cacheVolume -}}
 {{- $_ := set $settings.defaults "cacheVolume" (dict "emptyDir" dict) -}}
 {{- end -}}
+{{- $key := printf "/etc/tandem-cloudevents/%s" .Values.cloudEventsSecret.key -}}
+{{- $_ := set $settings.cloudEvents "signingKeyFile" (ternary $key nil (not (empty $settings.cloudEvents.urls))) -}}
 {{- toYaml $settings -}}
+{{- end -}}
+
+{{/* The ports of the receivers of CloudEvents, as JSON: those that are named, or else those of the URLs. */}}
+{{- define "tandem.cloudEventsPorts" -}}
+{{- $ports := .Values.networkPolicy.cloudEvents.ports -}}
+{{- if not $ports -}}
+{{- range .Values.settings.cloudEvents.urls -}}
+{{- $url := urlParse . -}}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) -}}
+{{- $ports = append $ports (int $port) -}}
+{{- end -}}
+{{- end -}}
+{{- $ports | uniq | toJson -}}
 {{- end -}}
 
 {{/* Changes a CRD (a dict) or a part of it in place: servers that know no CEL refuse its rules. */}}
@@ -78,6 +93,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- if and .Values.serviceMonitor.enabled (not .Values.metricsService.enabled) -}}
 {{- fail "metricsService.enabled: found false with serviceMonitor.enabled true, which goes by that Service; set it to true" -}}
+{{- end -}}
+{{- if and $settings.cloudEvents.urls (not .Values.cloudEventsSecret.name) -}}
+{{- fail "cloudEventsSecret.name: found nothing with settings.cloudEvents.urls set, allowed is the name of a Secret: events are always signed; kubectl create secret generic NAME --from-literal=signing-key=$(openssl rand -base64 32)" -}}
 {{- end -}}
 {{- range .Values.extraEnv -}}
 {{- if has .name (list "TANDEM_OPERATOR_CONFIG" "POD_NAME" "POD_NAMESPACE") -}}

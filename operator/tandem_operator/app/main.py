@@ -18,6 +18,7 @@ import kubernetes
 
 from tandem_api.errors import ConfigurationError
 from tandem_operator.app import logs
+from tandem_operator.app.cloudevents import SigningKeys
 from tandem_operator.app.cluster import RunLister
 from tandem_operator.app.lease import LeaseElector
 from tandem_operator.app.metrics import Metrics
@@ -54,6 +55,8 @@ def run(environment: Mapping[str, str] = os.environ, make_reconcile: MakeReconci
     try:
         settings = load_settings(environment)
         identity, namespace = _identity(environment)
+        if settings.cloud_events.signing_key_file is not None:
+            SigningKeys(settings.cloud_events.signing_key_file).read()
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_SETTINGS

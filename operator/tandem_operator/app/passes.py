@@ -14,6 +14,7 @@ from tandem_api.v1alpha1.run import KIND, Problem
 from tandem_operator.actions import EmitEvent
 from tandem_operator.app.deletion import SOON_SECONDS, finish_deletion
 from tandem_operator.app.queue import Key, Outcome
+from tandem_operator.app.transitions import Seen
 from tandem_operator.platforms.kubernetes import names
 from tandem_operator.platforms.kubernetes.accepted import InvalidRunError
 from tandem_operator.platforms.kubernetes.children import Children, RefusedError, TryAgainError
@@ -47,9 +48,9 @@ class Passes:
         of_uid, blocked = self._refused.pop((namespace, name), ("", None))
         if raw is None:
             self._end_orphans(namespace, name)
-            return Outcome(None, None)
+            return Outcome(None, None, is_gone=True)
         if raw["metadata"].get("deletionTimestamp"):
-            return finish_deletion(self._around, raw)
+            return replace(finish_deletion(self._around, raw), is_gone=True)
         if _wants_finalizer(raw):
             raw = self._hold(raw)
         uid = raw["metadata"]["uid"]
@@ -62,8 +63,8 @@ class Passes:
         except RefusedError as error:
             if platform.loaded is None:
                 # Not even begun: there is no decision that would tell it.
-                self._refuse(platform.children.raw, [Problem("spec", error.blocked.message)])
-                return Outcome(REFUSED_SECONDS, None, is_refused=True)
+                outcome = self._refuse(platform.children.raw, [Problem("spec", error.blocked.message)])
+                return replace(outcome, requeue_seconds=REFUSED_SECONDS)
             # The next pass tells it in the status, and tries again.
             told, refused = platform.blocked, replace(error.blocked, is_permanent=False)
             # Only what is refused twice is refused for good: a webhook that is being replaced may say anything once.
@@ -129,7 +130,9 @@ class Passes:
             self._around.client.replace_status({**raw, "status": refused.to_json()})
             event = EmitEvent("Warning", conditions.INVALID, text)
             post(self._around.client, raw, event, self._around.instance)
-        return Outcome(None, None, is_refused=True)
+        metadata = raw["metadata"]
+        seen = Seen(metadata["namespace"], metadata["name"], metadata["uid"], refused)
+        return Outcome(None, None, is_refused=True, refused=seen)
 
     def _hold(self, raw: Object) -> Object:
         """Put our finalizer on a run whose objects in S3 are to go with it."""

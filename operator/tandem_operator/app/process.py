@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from tandem_operator.app.deliveries import Deliveries
 from tandem_operator.app.endpoints import Endpoints
 from tandem_operator.app.health import PROBE_SECONDS, Vitals
 from tandem_operator.app.lease import LeaseElector
 from tandem_operator.app.metrics import Metrics, ProcessState
-from tandem_operator.app.queue import Key, Reconcile, WorkQueue
+from tandem_operator.app.queue import Key, Monitors, Reconcile, WorkQueue
 from tandem_operator.app.retry import describe
 from tandem_operator.app.tracking import Tracker, spread
 from tandem_operator.app.watch import Watch
@@ -24,6 +25,8 @@ from tandem_operator.settings import OperatorSettings
 #: How long passes that run may go on after SIGTERM.
 GRACE_SECONDS = 20.0
 _WATCH_END_SECONDS = 3.0
+#: How long CloudEvents may still be sent at the end; the next leader sends the rest.
+_DRAIN_SECONDS = 2.0
 #: What runs are made of is listed at the start, after the runs themselves: a run was looked at then, or will be soon.
 LISTED_SECONDS = 30.0
 #: Each run is due once in a resync period: the rounds begin a little more often, and spread over the rest.
@@ -61,7 +64,9 @@ class Operator:
         self._parts = parts
         self._clock = clock
         self._tracker = Tracker(clock)
-        self._queue = WorkQueue(parts.reconcile, settings.workers, parts.metrics, parts.elector.is_held, clock)
+        self._deliveries = Deliveries(settings.cloud_events, parts.metrics.registry)
+        monitors = Monitors(parts.metrics, self._deliveries)
+        self._queue = WorkQueue(parts.reconcile, settings.workers, monitors, parts.elector.is_held, clock)
         self._watch = Watch(self, settings.namespaces, clock)
         parts.metrics.registry.register(ProcessState(parts.elector.is_held, lambda: self._queue.depth))
         self._may_list = False
@@ -144,6 +149,7 @@ class Operator:
             asyncio.create_task(self._queue.run(), name="the queue"),
             asyncio.create_task(self._resync(), name="the resync"),
             asyncio.create_task(self._probe(), name="the probe"),
+            asyncio.create_task(self._deliveries.run(), name="the delivery of CloudEvents"),
             asyncio.create_task(_ended(self._watch), name="the watch"),
         }
         stopped = asyncio.create_task(stop.wait(), name="stop")
@@ -166,7 +172,8 @@ class Operator:
         self._works = False
         self._watch.stop()
         finished = await self._queue.stop(GRACE_SECONDS)
-        await asyncio.wait((asyncio.wrap_future(self._watch.ended),), timeout=_WATCH_END_SECONDS)
+        watch_ended = asyncio.wait((asyncio.wrap_future(self._watch.ended),), timeout=_WATCH_END_SECONDS)
+        await asyncio.gather(watch_ended, self._deliveries.drain(_DRAIN_SECONDS))
         if finished:
             await self._call(self._parts.elector.release)
         else:

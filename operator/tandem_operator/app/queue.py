@@ -19,6 +19,7 @@ from typing import Protocol
 
 from tandem_api.v1alpha1 import OptimizationRun
 from tandem_operator.app import retry
+from tandem_operator.app.transitions import Seen
 
 #: (namespace, name) of a run.
 Key = tuple[str, str]
@@ -44,6 +45,10 @@ class Outcome:
     """The run as it is now; None: it is gone, or is none that can be read."""
     is_refused: bool = False
     """Whether its spec was refused: it has failed before it began."""
+    refused: Seen | None = None
+    """With the status that tells so, if it could be written."""
+    is_gone: bool = False
+    """Whether the run is being deleted, or is no longer there."""
 
 
 Reconcile = Callable[[str, str], Outcome]
@@ -58,6 +63,23 @@ class Monitor(Protocol):
 
     def failed(self, key: Key, error: Exception, seconds: float) -> None:
         """A pass raised."""
+
+
+class Monitors:
+    """Several of them as one."""
+
+    def __init__(self, *monitors: Monitor) -> None:
+        self._monitors = monitors
+
+    def passed(self, key: Key, outcome: Outcome, seconds: float) -> None:
+        """A pass ended."""
+        for monitor in self._monitors:
+            monitor.passed(key, outcome, seconds)
+
+    def failed(self, key: Key, error: Exception, seconds: float) -> None:
+        """A pass raised."""
+        for monitor in self._monitors:
+            monitor.failed(key, error, seconds)
 
 
 class WorkQueue:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -150,6 +151,70 @@ def validate(
         from tandem_operator.cli.show import validate_manifest
 
         validate_manifest(file, schema_only=schema_only, for_cluster=for_cluster)
+
+
+class ExportFormat(StrEnum):
+    """What serves the result."""
+
+    VLLM = "vllm"
+    KSERVE = "kserve"
+
+
+@app.command()
+def export(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|DIR|BUNDLE",
+            help="A run's name on a cluster, its folder on this machine, or a folder with its result.",
+            show_default=False,
+        ),
+    ],
+    kind: Annotated[
+        ExportFormat, typer.Option("--format", help="A Deployment with a Service, or a KServe InferenceService.")
+    ] = ExportFormat.VLLM,
+    name: Annotated[str, typer.Option(help="Of the objects. Default: model-RUN.", show_default=False)] = "",
+    into: Annotated[str, typer.Option(help="Their namespace. Default: the run's.", show_default=False)] = "",
+    replicas: Annotated[int, typer.Option(min=1, help="Of the server.")] = 1,
+    gpus: Annotated[int, typer.Option(min=0, help="Of each replica; 0: on CPUs, with the adapter merged.")] = 1,
+    accelerator: Annotated[str, typer.Option(help="The resource that stands for a GPU.")] = "nvidia.com/gpu",
+    cpu: Annotated[str, typer.Option(help="Of each replica.")] = "2",
+    memory: Annotated[str, typer.Option(help="Of each replica.")] = "8Gi",
+    image: Annotated[str, typer.Option(help="The trainer image. Default: the run's.", show_default=False)] = "",
+    argument: Annotated[
+        list[str] | None, typer.Option("--arg", help="One more for vLLM, such as --max-model-len=8192; repeat it.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The base model's URI. Default: the run's.", show_default=False)
+    ] = None,
+    credentials_secret: Annotated[
+        str | None, typer.Option(help="With the bucket's key. Default: the run's.", show_default=False)
+    ] = None,
+    service_account: Annotated[
+        str | None, typer.Option(help="That may read the bucket. Default: the run's.", show_default=False)
+    ] = None,
+    upload: Annotated[
+        str | None,
+        typer.Option(help="Of DIR and BUNDLE: s3://BUCKET/PREFIX/ to bring the adapter to.", show_default=False),
+    ] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Print the manifest that serves a finished run's best program.
+
+    tandem export reviews | kubectl apply -f -
+    """
+    with reported():
+        from tandem_operator.cli.cluster.access import Access
+        from tandem_operator.cli.export import Changes, print_export
+        from tandem_operator.export.manifests import Options
+
+        options = Options(
+            image, name, into, replicas, gpus, accelerator, cpu=cpu, memory=memory, arguments=tuple(argument or ())
+        )
+        changes = Changes(model, credentials_secret, service_account, upload)
+        print_export(run, Access(namespace, context, kubeconfig), changes, options, kind.value)
 
 
 cluster_commands.add_to(app)

@@ -94,6 +94,10 @@ def worker_job(
     metadata = names.child(run, name, names.WORKER, owner, task=name, stage=request.stage)
     if spec.queue is not None:
         metadata["labels"][names.QUEUE] = spec.queue
+        # As with any workload of Kueue's, it is the user's label that names a WorkloadPriorityClass.
+        priority = run.metadata.labels.get(names.QUEUE_PRIORITY)
+        if priority is not None:
+            metadata["labels"][names.QUEUE_PRIORITY] = priority
     job_spec: Object = {
         "backoffLimit": 0,
         "activeDeadlineSeconds": spec.stage_timeout_seconds,

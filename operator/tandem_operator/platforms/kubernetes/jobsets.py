@@ -46,7 +46,7 @@ def jobset_of(job: Object, nodes: int) -> Object:
         spec["podFailurePolicy"] = {"rules": rules}
     spec |= {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes}
     # The Job is told apart by the same labels, but it is the JobSet that waits in a queue.
-    labels = {key: value for key, value in metadata["labels"].items() if key != names.QUEUE}
+    labels = {key: value for key, value in metadata["labels"].items() if key not in (names.QUEUE, names.QUEUE_PRIORITY)}
     return {
         "apiVersion": API_VERSION,
         "kind": names.JOBSET,

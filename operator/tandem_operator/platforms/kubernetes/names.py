@@ -27,7 +27,7 @@ APPLIED = f"{GROUP}/applied"
 #: On serving pods, so that the kubelet renews their volumes at once: the digest of the desired adapters.
 DESIRED = f"{GROUP}/desired-adapters"
 #: Kueue's.
-QUEUE = "kueue.x-k8s.io/queue-name"
+QUEUE, QUEUE_PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 
 #: The kind of a training on several machines.
 JOBSET = "JobSet"

@@ -72,10 +72,15 @@ def test_no_machine_is_replaced_alone():
 
 
 def test_it_is_the_jobset_that_waits_in_a_queue():
-    jobset = the_jobset(training(world(queue="team-queue")))
+    here = world(queue="team-queue")
+    run = here.cluster.find("OptimizationRun", "reviews")
+    assert run is not None
+    run["metadata"]["labels"] = {names.QUEUE_PRIORITY: "nightly"}
+    jobset = the_jobset(training(here))
     (replicated,) = jobset["spec"]["replicatedJobs"]
-    assert labels_of(jobset)[names.QUEUE] == "team-queue"
-    assert names.QUEUE not in replicated["template"]["metadata"]["labels"]
+    for name, value in ((names.QUEUE, "team-queue"), (names.QUEUE_PRIORITY, "nightly")):
+        assert labels_of(jobset)[name] == value
+        assert name not in replicated["template"]["metadata"]["labels"]
 
 
 def test_machines_that_train_together_may_talk_to_each_other():

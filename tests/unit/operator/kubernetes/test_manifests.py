@@ -233,7 +233,7 @@ def test_queue_and_priority_are_passed_on():
         assert job["metadata"]["labels"][names.QUEUE] == "team-queue"
     assert all(t["spec"]["priorityClassName"] == "low" for t in templates("full").values())
     for job in of(objects("plain"), "Job"):
-        assert names.QUEUE not in job["metadata"]["labels"]
+        assert not {names.QUEUE, names.QUEUE_PRIORITY} & job["metadata"]["labels"].keys()
     assert templates("full")["reviews-1p-optimize-1"]["spec"]["nodeSelector"] == {"a": "b"}
 
 

@@ -1,0 +1,1 @@
+"""Manifests that serve what a run has found, outside of Tandem."""
