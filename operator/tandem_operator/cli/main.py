@@ -9,7 +9,15 @@ import typer
 
 from tandem_operator.cli.cluster import commands as cluster_commands
 from tandem_operator.cli.errors import EXIT_USAGE, fail, reported
-from tandem_operator.cli.options import Context, Kubeconfig, Manifest, ManifestNamespace, Namespace, OutputFormat
+from tandem_operator.cli.options import (
+    CLUSTER_PANEL,
+    Context,
+    Kubeconfig,
+    Manifest,
+    ManifestNamespace,
+    Namespace,
+    OutputFormat,
+)
 
 app = typer.Typer(
     name="tandem",
@@ -102,6 +110,42 @@ def report(
         from tandem_operator.cli.show import show_report
 
         show_report(run, open_it=open_it)
+
+
+@app.command()
+def ui(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run's folder, its name under runs/, or its name on a cluster.", show_default=False
+        ),
+    ],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The page's port. Default: a free one.", show_default=False)
+    ] = 0,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser, too.")] = False,
+    s3_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Where a cluster's bucket is from here, if elsewhere than its manifest says.",
+            show_default=False,
+            rich_help_panel=CLUSTER_PANEL,
+        ),
+    ] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Show a run in the browser while it goes on, and afterwards: scores, prompts, examples, loss, logs.
+
+    Read-only, on this machine only, for whoever has the address with its token. Ctrl-C ends it.
+    """
+    with reported():
+        from tandem_operator.cli.cluster.access import Access
+        from tandem_operator.ui.command import serve
+
+        code = serve(run, Access(namespace, context, kubeconfig), s3_endpoint, port, open_it=open_it)
+    raise typer.Exit(code)
 
 
 @app.command()
