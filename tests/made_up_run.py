@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import yaml
 from tests.memory_store import MemoryStore
@@ -34,6 +36,10 @@ WORDINGS = (
 )
 
 
+#: Where its objects lie.
+LAYOUT = RunLayout("", "default", "reviews", "u1")
+
+
 class MadeUp:
     """A source of one run, in memory; tests may change all of it."""
 
@@ -49,8 +55,7 @@ class MadeUp:
             Event("2026-05-04T09:30:00Z", "Normal", "StepStarted", "step 0 (baseline) begins"),
             Event("2026-05-04T09:33:41Z", "Warning", "AttemptFailed", text("the worker was killed; it is tried again")),
         ]
-        layout = RunLayout("", run.metadata.namespace, run.metadata.name, run.metadata.uid)
-        _fill(self.store, layout, text)
+        _fill(self.store, LAYOUT, text)
 
     def read(self) -> OptimizationRun:
         return self.run
@@ -86,7 +91,7 @@ def made_up(status: Status | None = None, text: Callable[[str], str] = str) -> M
 
 
 def going_on() -> Status:
-    """In the middle of step 3."""
+    """In the middle of step 3, which began two minutes ago."""
     status = sample.whole_status()
     search = status.steps[3].stages[0]
     running = search.model_copy(update={"state": "Running", "finished": None, "facts": {}, "message": None})
@@ -94,7 +99,8 @@ def going_on() -> Status:
         update={"state": "Running", "stages": (running,), "candidates": (), "score": None, "prompt_set": None}
     )
     final = status.steps[4].model_copy(update={"state": "Pending", "stages": ()})
-    return status.model_copy(
+    began = running.started or sample.BEGAN
+    going = status.model_copy(
         update={
             "phase": "Optimizing",
             "steps": (*status.steps[:3], last, final),
@@ -105,6 +111,16 @@ def going_on() -> Status:
                                      last_transition_time=sample.BEGAN),),
         }
     )  # fmt: skip
+    return Status.model_validate(_later(going.model_dump(), datetime.now(UTC) - began - timedelta(minutes=2)))
+
+
+def _later(value: Any, by: timedelta) -> Any:
+    """The same with all times moved."""
+    if isinstance(value, dict):
+        return {name: _later(part, by) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_later(part, by) for part in value]
+    return value + by if isinstance(value, datetime) else value
 
 
 def prompts(number: int, text: Callable[[str], str] = str) -> PromptSet:

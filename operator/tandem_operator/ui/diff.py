@@ -10,6 +10,8 @@ from typing import Literal
 
 #: Texts with more words are compared line by line: the time grows with the square.
 MAX_WORDS = 2000
+#: Fewer equal words between two changes would only tear the sentence apart.
+MIN_EQUAL = 3
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,30 @@ def _words(text: str) -> list[str]:
 
 
 def _parts(before: Sequence[str], after: Sequence[str]) -> Iterator[Part]:
-    for tag, i, j, k, m in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+    removed, added = "", ""
+    for tag, i, j, k, m in _blocks(before, after):
         old, new = "".join(before[i:j]), "".join(after[k:m])
-        if tag == "equal":
-            yield Part("same", new)
+        if tag != "equal":
+            removed, added = removed + old, added + new
             continue
-        if old:
-            yield Part("removed", old)
-        if new:
-            yield Part("added", new)
+        yield from _change(removed, added)
+        removed, added = "", ""
+        yield Part("same", new)
+    yield from _change(removed, added)
+
+
+def _blocks(before: Sequence[str], after: Sequence[str]) -> Iterator[tuple[str, int, int, int, int]]:
+    """What is equal and what is not; a few words that happen to be equal between two changes are a part of them."""
+    blocks = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    for number, block in enumerate(blocks):
+        tag, i, j, _, _ = block
+        is_between = 0 < number < len(blocks) - 1
+        is_short = sum(not word.isspace() for word in before[i:j]) < MIN_EQUAL
+        yield ("replace", *block[1:]) if tag == "equal" and is_between and is_short else block
+
+
+def _change(removed: str, added: str) -> Iterator[Part]:
+    if removed:
+        yield Part("removed", removed)
+    if added:
+        yield Part("added", added)

@@ -61,7 +61,7 @@ def loss_log(mirror: Mirror, stage: StageLayout) -> tuple[dict[str, float], ...]
     for line in (mirror.get(f"{stage.root}train_log.jsonl") or b"").splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict):
             log.append({str(name): float(value) for name, value in entry.items() if _is_number(value)})

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from importlib import resources
+from urllib.parse import urlencode
 
 from aiohttp import web
 
@@ -69,8 +70,10 @@ class Server:
             return _refused("this server answers to 127.0.0.1 and localhost only")
         if self._token.is_it(request.query.get("token")):
             # Into a cookie, and out of the address: it would stay in the history.
-            query = {name: value for name, value in request.query.items() if name != "token"}
-            answer = web.Response(status=303, headers={"Location": str(request.rel_url.with_query(query))})
+            query = urlencode([(name, value) for name, value in request.query.items() if name != "token"])
+            # One slash: with two it would be the address of another site.
+            where = f"/{request.rel_url.raw_path.lstrip('/')}{'?' if query else ''}{query}"
+            answer = web.Response(status=303, headers={"Location": where})
             answer.set_cookie(
                 access.cookie_name(self._port), self._token.value, httponly=True, samesite="Lax", path="/"
             )

@@ -256,7 +256,7 @@ def _events(lines: list[bytes]) -> Iterator[Event]:
     for line in lines:
         try:
             event: Any = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict):
             yield Event(*(str(event.get(name, "")) for name in ("time", "type", "reason", "message")))
