@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """A run with an S3 server of its own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    run = Engine(tmp_path / "run", {}, environment | {"PYTHONPATH": str(ROOT)}, {"storage": None})
+    run = Engine(tmp_path / "run", {}, environment | {"PYTHONPATH": str(ROOT)}, {"storage": None, "strategy": "p -> w"})
     yield run
     for process in run.processes():
         process.kill()
@@ -49,7 +49,7 @@ def ui(engine: Engine) -> Iterator[str]:
 
 
 def test_a_run_is_followed_to_its_report_and_can_be_read_afterwards(browser: Browser, engine: Engine) -> None:
-    driver = engine.start("--latency", "0.05")
+    driver = engine.start("--latency", "0.02")
     try:
         engine.wait_for("the status", lambda: (engine.workdir / "status.yaml").exists())
         with ui(engine) as address, opened(browser) as watched:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from tandem_api.conditions import PROGRESSING, SERVING_READY, SUCCEEDED, WAITING, find
 from tandem_api.layout import StageLayout
+from tandem_api.pages import formats
 from tandem_api.pages.plots import Bar, ScoreMark
 from tandem_api.records import PredictorPrompt, PromptSet, ScoredExample, Trial
 from tandem_api.v1alpha1 import OptimizationRun
@@ -185,7 +186,7 @@ class ExampleFilter:
             self.status in ("", record.status)
             and self.candidate in ("", record.candidate)
             and self.result in ("", result_of(record))
-            and _has(self.text, record.model_dump_json() if self.text else "")
+            and (not self.text or _has(self.text, _words_of(record)))
         )
 
 
@@ -248,6 +249,14 @@ def _in_order(
 def _told(row: TrialRow) -> str:
     prompts = row.prompts.model_dump_json() if row.prompts else ""
     return f"{row.trial.kind} {json.dumps(row.trial.parameters, ensure_ascii=False, default=str)} {prompts}"
+
+
+def _words_of(record: ScoredExample) -> str:
+    """What the program was given and what it and others said; no names of fields, for everything has these."""
+    told: list[Any] = [record.example, record.error, record.feedback, *(record.prediction or {}).values()]
+    for call in record.calls:
+        told += [*call.inputs.values(), call.completion, *(message.get("content") for message in call.messages)]
+    return "\n".join(formats.text(value) for value in told if value is not None)
 
 
 def _has(wanted: str, text: str) -> bool:

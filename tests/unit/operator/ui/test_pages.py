@@ -109,6 +109,7 @@ def test_what_there_is_no_room_for_is_told() -> None:
         ({"status": "unparsable"}, 10),
         ({"q": "SECOND half"}, 20),
         ({"q": "no such words"}, 0),
+        ({"q": "prediction seconds"}, 0),
         ({"candidate": "0" * 64}, 0),
         ({"page": "99999999999999"}, 120),
         ({"page": "-1"}, 120),
