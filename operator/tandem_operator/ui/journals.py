@@ -77,14 +77,19 @@ def _journal(mirror: Mirror, prefix: str, kind: type[R]) -> Lines[R]:
     found: dict[str, R] = {}
     damaged = 0
     for key in mirror.keys(prefix):
-        lines = _lines(mirror.get(key) or b"", kind)
+        lines = _lines_of_journal(mirror.get(key) or b"", kind)
         damaged += lines.damaged
         for record in lines.records:
             found.setdefault(record.key, record)
     return Lines(tuple(found.values()), damaged)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
+def _lines_of_journal(data: bytes, kind: type[M]) -> Lines[M]:
+    """Kept, for objects of journals are never rewritten; tables are, again and again."""
+    return _lines(data, kind)
+
+
 def _lines(data: bytes, kind: type[M]) -> Lines[M]:
     records: list[M] = []
     damaged = 0

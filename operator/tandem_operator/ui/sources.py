@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tandem_api.contract import StorageRef
-from tandem_api.errors import ConfigurationError, TandemError
+from tandem_api.errors import ConfigurationError, StorageUnavailableError, TandemError
 from tandem_api.layout import RunLayout
 from tandem_api.store import S3Store
 from tandem_api.v1alpha1 import OptimizationRun
@@ -130,7 +130,13 @@ class Folder:
     def _sync_stopped(self, mirror: Mirror) -> None:
         if not self._workdir.s3.is_dir():
             return
-        self._workdir.lock()
+        try:
+            self._workdir.lock()
+        except ConfigurationError as error:
+            raise StorageUnavailableError(
+                "The run is just being started or ended: its S3 server does not answer, and no other may be started "
+                "meanwhile"
+            ) from error
         try:
             environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
             storage = EmbeddedStorage(self._workdir, environment, lambda _: None)

@@ -71,7 +71,7 @@ def test_objects_that_cannot_be_had_are_told_and_the_status_is_shown(folder: Pat
         seen = Live(Folder(Workdir(folder))).seen()
     finally:
         owner.unlock()
-    assert "in use by another" in seen.problems[0] and seen.run.metadata.name == "reviews"
+    assert "just being started or ended" in seen.problems[0] and seen.run.metadata.name == "reviews"
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", '{"s3": "x"}'])
