@@ -60,7 +60,7 @@ class MadeUp:
     def read(self) -> OptimizationRun:
         return self.run
 
-    def sync(self, mirror: Mirror) -> None:
+    def sync(self, run: OptimizationRun, mirror: Mirror) -> None:
         if self.is_down:
             raise StorageUnavailableError("the bucket does not answer")
         mirror.sync(self.store)

@@ -56,7 +56,7 @@ class Live:
         except (TandemError, OSError) as error:
             problems.append(f"The run's status cannot be read; what is shown is as it was. {error}")
         try:
-            self.source.sync(self._mirror)
+            self.source.sync(self._run, self._mirror)
         except (TandemError, OSError) as error:
             problems.append(f"Prompts, examples and curves cannot be read now. {error}")
         if self._mirror.left_out:

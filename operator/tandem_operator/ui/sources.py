@@ -60,8 +60,9 @@ class Source(Protocol):
     def read(self) -> OptimizationRun:
         """The run as it is now. Raises TandemError."""
 
-    def sync(self, mirror: Mirror) -> None:
-        """Bring the mirror up to date. Raises TandemError that says what is missing; the mirror keeps what it has."""
+    def sync(self, run: OptimizationRun, mirror: Mirror) -> None:
+        """Bring the mirror of the run's objects up to date. Raises TandemError that says what is missing; the mirror
+        keeps what it has."""
 
     def logs(self) -> list[Log]:
         """The logs that there are. Raises TandemError."""
@@ -96,8 +97,8 @@ class Folder:
             raise ConfigurationError(f"{self._workdir.status} is gone")
         return run
 
-    def sync(self, mirror: Mirror) -> None:
-        storage = self.read().spec.storage
+    def sync(self, run: OptimizationRun, mirror: Mirror) -> None:
+        storage = run.spec.storage
         if storage is not None:
             s3 = storage.s3
             mirror.sync(bucket(StorageRef(bucket=s3.bucket, endpoint=s3.endpoint, region=s3.region)))
@@ -195,8 +196,8 @@ class InCluster:
     def read(self) -> OptimizationRun:
         return read(self._cluster.get(self._namespace, self._name))
 
-    def sync(self, mirror: Mirror) -> None:
-        storage = self.read().spec.storage
+    def sync(self, run: OptimizationRun, mirror: Mirror) -> None:
+        storage = run.spec.storage
         if storage is None:
             raise ConfigurationError("the run names no bucket (spec.storage.s3)")
         s3 = storage.s3
