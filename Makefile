@@ -4,7 +4,8 @@ PYTHON := .venv/bin/python
 export HF_HUB_OFFLINE := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo examples test lint unit docs chart engine local cluster faults test-faults bench generate environment clean
+.PHONY: demo examples test lint unit docs chart engine browser screenshots local cluster faults test-faults bench \
+	generate environment clean
 
 environment:
 	@tools/environment
@@ -16,7 +17,7 @@ demo: environment
 examples: environment
 	$(PYTHON) examples/run_all.py
 
-test: lint unit docs chart engine local cluster faults
+test: lint unit docs chart engine browser local cluster faults
 
 lint: environment
 	$(PYTHON) -m ruff check .
@@ -40,6 +41,14 @@ chart: environment
 
 engine: environment
 	$(PYTHON) -m pytest tests/engine -q -n 2 --dist loadfile
+
+# The pages in a real Chromium, which comes from Debian; what drives it, from an environment beside .venv.
+browser: environment
+	$(PYTHON) -m pytest tests/browser -q
+
+# The pictures of the documentation.
+screenshots: environment
+	$(PYTHON) tools/screenshots.py
 
 local: environment
 	$(PYTHON) -m pytest tests/local -q

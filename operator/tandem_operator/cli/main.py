@@ -137,6 +137,38 @@ def report(
 
 
 @app.command()
+def ui(
+    name: AnyRunName,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The page's port. Default: a free one.", show_default=False)
+    ] = 0,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser, too.")] = False,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The object store as this machine reaches it. Default: spec.storage.s3.endpoint.",
+            show_default=False,
+            rich_help_panel=CLUSTER_PANEL,
+        ),
+    ] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Show a run in the browser while it goes on, and afterwards: scores, prompts, examples, loss, logs.
+
+    Read-only, on this machine only, for whoever has the address with its token. Ctrl-C ends it.
+    """
+    with reported():
+        from tandem_operator.cli.cluster.access import Access
+        from tandem_operator.ui.command import serve
+
+        code = serve(name, Access(namespace, context, kubeconfig), endpoint, port, open_it=open_it)
+    raise typer.Exit(code)
+
+
+@app.command()
 def validate(
     file: Manifest,
     schema_only: Annotated[

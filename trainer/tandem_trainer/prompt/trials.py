@@ -7,41 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
-
-from pydantic import Field
 
 from tandem_api.canonical import canonical_json
-from tandem_api.contract import CandidateScore
 from tandem_api.layout import StageLayout
-from tandem_api.records import PromptSet, Record
+from tandem_api.records import PromptSet, Trial
 from tandem_api.store import ObjectStore
 from tandem_api.v1alpha1.status import Artifact
 from tandem_trainer.prompt.candidates import Scored
-
-
-class Trial(Record):
-    """One candidate of the search and its score on the examples of the search."""
-
-    index: int
-    kind: str
-    prompts: Artifact
-    """The prompt set, an object of its own; `count` is the number of its demos."""
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    """What the search chose to make it."""
-    n: int
-    """Examples scored. Fewer than in other trials: it was dropped, or the budget ended before it was done."""
-    score: float | None
-    """Over those `n`; None when there are none, and then `low` and `high`, too."""
-    low: float | None
-    high: float | None
-    errors: int
-    tokens: int
-    """Prompt and completion tokens of all its runs."""
-    dropped: bool = False
-    """The race has dropped it."""
-    full: CandidateScore | None = None
-    """The score on all of validation, where it was scored on all of it."""
 
 
 def trial_of(index: int, scored: Scored, prompts: Artifact) -> Trial:

@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from tandem_api.contract import CandidateScore, StageRequest
-from tandem_api.records import PromptSet, ScoredExample
+from tandem_api.records import PromptSet, ScoredExample, Trial
 from tandem_api.store import ObjectStore
 from tandem_api.v1alpha1.status import Candidate, StageName, StageStatus, Status, StepStatus, Usage
 from tandem_trainer.adapters.predictors import fetch_predictors
@@ -20,7 +20,6 @@ from tandem_trainer.context import StageContext
 from tandem_trainer.evaluate.examples import Example, load_splits
 from tandem_trainer.evaluate.ledger import Ledger
 from tandem_trainer.program.loading import LoadedProgram
-from tandem_trainer.prompt.trials import Trial
 from tandem_trainer.stages.session import read_prompt_set
 
 #: Examples shown before and after.

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tandem_api.contract import CandidateScore
+from tandem_api.pages.formats import counted, interval, percent, points
 from tandem_api.v1alpha1.status import Artifact, Candidate, StageStatus, StepStatus
 from tandem_trainer.report.facts import Facts
-from tandem_trainer.report.formats import counted, interval, percent, points
 
 KINDS = {"baseline": "baseline", "p": "prompts", "w": "weights", "final": "final test"}
 

@@ -1,7 +1,7 @@
 """The page `report.html`: one self-contained file that tells what a run did and what it came to.
 
-Called by `bundle` with what `facts` gathered. The sentences are in `findings`, the figures in `plots`, the snippets in
-`handover`, the layout in `report.html.j2` and `report.css`; here they are put together. Pure, and it never fails for
+Called by `bundle` with what `facts` gathered. The sentences are in `findings`, the snippets in `handover`, the layout
+in `report.html.j2`, figures and style in `tandem_api.pages`; here they are put together. Pure, and it never fails for
 what a run may look like: a page that cannot be made would cost the result of hours.
 """
 
@@ -12,11 +12,11 @@ from importlib import resources
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from tandem_trainer.report import formats
+from tandem_api.pages import formats, style
+from tandem_api.pages.plots import Bar, ScoreMark, scores_plot, timeline_plot
 from tandem_trainer.report.facts import Facts, StageTimes
 from tandem_trainer.report.findings import KINDS, candidate_rows, verdict, warnings
 from tandem_trainer.report.handover import handover
-from tandem_trainer.report.plots import Bar, ScoreMark, scores_plot, timeline_plot
 from tandem_trainer.report.views import about_run, predictor_views, search_view, training_view
 
 #: Texts with more characters, or more lines, are folded away behind their beginning.
@@ -86,7 +86,7 @@ def _template() -> Template:
     names = ("percent", "interval", "points", "count", "counted", "duration", "measure", "text")
     environment.filters |= {name: getattr(formats, name) for name in names}
     folder = resources.files(__package__)
-    environment.globals["css"] = folder.joinpath("report.css").read_text(encoding="utf-8")
+    environment.globals["css"] = style()
     return environment.from_string(folder.joinpath("report.html.j2").read_text(encoding="utf-8"))
 
 

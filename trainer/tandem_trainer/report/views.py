@@ -11,13 +11,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tandem_api.pages import formats
+from tandem_api.pages.plots import LossPoint, loss_plot
 from tandem_api.records import PredictorPrompt
 from tandem_api.v1alpha1.spec import Spec
 from tandem_api.v1alpha1.status import StageStatus, StepStatus
 from tandem_api.v1alpha1.weight_optimizers import WeightOptimizer
-from tandem_trainer.report import formats
 from tandem_trainer.report.facts import Facts, Search, Training
-from tandem_trainer.report.plots import LossPoint, loss_plot
 from tandem_trainer.report.prompt_settings import prompt_settings
 
 #: Lines of a training log that the page repeats as a table; the figure has all of them.

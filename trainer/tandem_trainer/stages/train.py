@@ -26,6 +26,7 @@ from tandem_api.v1alpha1.weight_optimizers import WeightOptimizer
 from tandem_trainer.adapters.predictors import adapter_set
 from tandem_trainer.context import StageContext
 from tandem_trainer.lora.base import context_length, local_model, parameter_count, stop_ids
+from tandem_trainer.lora.curve import LossCurve
 from tandem_trainer.lora.dataset import Encoder, Mode, TrainingSet, build_training_set
 from tandem_trainer.lora.shares import Share, divide, gather
 from tandem_trainer.lora.world import World, check_shares, find_world
@@ -133,20 +134,23 @@ def _train(
     # 2. The training, one adapter after another. Each goes on from its own checkpoint: what is done is not done again.
     start_sha256 = request.start_adapter.sha256 if request.start_adapter else None
     results: list[Trained] = []
-    for number, (share, lesson) in enumerate(zip(shares, lessons, strict=True)):
-        if lesson is None:
-            continue
-        cause = [lesson.data.sha256, settings.to_json(), seed, precision, request.spec.model.uri]
-        fingerprint = digest([*cause, start_sha256, _versions()])
-        prefix = layout.checkpoints if share.predictor is None else f"{layout.checkpoints}{number}/"
-        kept = Checkpoints(store, prefix, fingerprint, lesson.plan.workspace / "checkpoints")
-        checkpoints = EpochAdapters(kept, store, request, settings.kept_epochs[:-1])
-        hooks = Hooks(should_stop=context.should_stop, report=_reporter(context, share.predictor))
-        gc.collect()  # the trainer before holds its model in cycles; the next one needs that memory
-        if world.size == 1:
-            results.append(learn(lesson, checkpoints, hooks))
-        else:
-            results.append(learn_together(lesson, world, checkpoints, hooks))
+    with LossCurve(store, f"{layout.root}{LOG_NAME}") as curve:
+        for number, (share, lesson) in enumerate(zip(shares, lessons, strict=True)):
+            if lesson is None:
+                continue
+            cause = [lesson.data.sha256, settings.to_json(), seed, precision, request.spec.model.uri]
+            fingerprint = digest([*cause, start_sha256, _versions()])
+            prefix = layout.checkpoints if share.predictor is None else f"{layout.checkpoints}{number}/"
+            kept = Checkpoints(store, prefix, fingerprint, lesson.plan.workspace / "checkpoints")
+            checkpoints = EpochAdapters(kept, store, request, settings.kept_epochs[:-1])
+            steps = sum(result.steps for result in results)
+            report = _reporter(context, share.predictor, steps, curve if world.node == 0 else None)
+            hooks = Hooks(should_stop=context.should_stop, report=report)
+            gc.collect()  # the trainer before holds its model in cycles; the next one needs that memory
+            if world.size == 1:
+                results.append(learn(lesson, checkpoints, hooks))
+            else:
+                results.append(learn_together(lesson, world, checkpoints, hooks))
     if world.node > 0:
         return StageResult()  # the first machine keeps what came of it
     trained = one_after_another(results)
@@ -170,11 +174,16 @@ def _train(
     return StageResult(adapter=adapter, epochs=checkpoints.kept(), usage=usage, facts=facts)
 
 
-def _reporter(context: StageContext, predictor: str | None) -> Callable[[int, int, str, float | None], None]:
+def _reporter(
+    context: StageContext, predictor: str | None, before: int, curve: LossCurve | None
+) -> Callable[[int, int, str, float | None], None]:
+    """`before`: the optimizer steps of the adapters before this one."""
     whose = "" if predictor is None else f"{predictor}: "
 
     def report(done: int, total: int, message: str, loss: float | None) -> None:
         context.progress.report(done, total, message=f"{whose}{message}", loss=loss)
+        if curve is not None:
+            curve.add(before + done, loss)
 
     return report
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tandem_api.canonical import sha256_hex
 from tandem_api.contract import CandidateScore, Endpoint, StageRequest, StorageRef
-from tandem_api.records import PredictorPrompt, PromptSet
+from tandem_api.records import PredictorPrompt, PromptSet, Trial
 from tandem_api.v1alpha1 import Spec
 from tandem_api.v1alpha1.status import (
     Artifact,
@@ -21,7 +21,6 @@ from tandem_api.v1alpha1.status import (
     StepStatus,
     Usage,
 )
-from tandem_trainer.prompt.trials import Trial
 from tandem_trainer.report.facts import (
     Changes,
     Comparison,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tandem_trainer.report.formats import count, counted, duration, interval, measure, percent, points, text
+from tandem_api.pages.formats import count, counted, duration, interval, measure, percent, points, text
 
 
 @pytest.mark.parametrize(

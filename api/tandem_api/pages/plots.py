@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tandem_trainer.report.formats import duration, measure, percent
+from tandem_api.pages.formats import duration, measure, percent
 
 #: Score figure: where 0% and 100% lie, in percent of the width; the rest is room for the marks.
 _SCORE_LEFT, _SCORE_WIDTH = 2.0, 96.0

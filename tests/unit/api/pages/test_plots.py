@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tandem_trainer.report.plots import Bar, LossPoint, ScoreMark, loss_plot, scores_plot, timeline_plot
+from tandem_api.pages.plots import Bar, LossPoint, ScoreMark, loss_plot, scores_plot, timeline_plot
 
 HOSTILE = "<b onclick='x'>&\"</b>"
 MARKS = (
