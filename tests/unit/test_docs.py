@@ -63,7 +63,6 @@ def observed() -> Iterator[str]:
 def _parse(path: Path) -> ast.Module:
     # Python 3.11 fails ("recursion depth mismatch") when garbage that is collected meanwhile has a traceback to print:
     # printing it parses, too. Tests of failing tasks leave such garbage.
-    gc.collect()
     gc.disable()
     try:
         return ast.parse(path.read_text(encoding="utf-8"))

@@ -14,7 +14,8 @@ from tandem_trainer.program.loading import load_program
 MAKE = script("make_manifests.py")
 CELLS = [(task, model) for task in MAKE.TASKS for model in MAKE.MODELS]
 LOCAL = sorted(EXAMPLES.glob("*/run.yaml"))
-CLUSTER = sorted(set(EXAMPLES.glob("*/*.yaml")) - set(LOCAL))
+#: Those of pipelines/ are other tools' manifests.
+CLUSTER = sorted(path for path in set(EXAMPLES.glob("*/*.yaml")) - set(LOCAL) if path.parent.name != "pipelines")
 
 
 def name(path: Path) -> str:
