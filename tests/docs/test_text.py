@@ -49,6 +49,7 @@ def test_a_command_of_tandem_is_one_that_it_takes(command: Piece) -> None:
     assert match
     # Pages write what may be left out as [--what DIR].
     words = shlex.shlex(re.sub(r"[\[\]]", "", match["rest"]), posix=True, punctuation_chars=True)
+    words.whitespace_split = True  # an address is one word
     given = itertools.takewhile(lambda word: not OPERATOR.fullmatch(word), words)
     # A sentence may name a command without all that it needs.
     allowed = {None, "MissingParameter", "BadOptionUsage"} if command in set(spans()) else {None}
