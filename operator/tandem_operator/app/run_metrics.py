@@ -82,7 +82,7 @@ FAMILIES: Final = (
 
 
 @dataclass(frozen=True)
-class Seen:
+class Known:
     """A run, when it was seen to come forward, and its series."""
 
     run: OptimizationRun
@@ -96,7 +96,7 @@ class RunMetrics(Collector):
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._now = now
         self._lock = threading.Lock()
-        self._seen: dict[Key, Seen] = {}
+        self._seen: dict[Key, Known] = {}
         self._refused: set[Key] = set()
 
     def replace(self, key: Key, run: OptimizationRun | None, *, is_refused: bool = False) -> OptimizationRun | None:
@@ -108,7 +108,7 @@ class RunMetrics(Collector):
                 known = (before.run, before.progressed) if before is not None else None
                 now = self._now()
                 progressed = last_progress(known, run, now)
-                self._seen[key] = Seen(run, progressed, tuple(series(run, progressed, now)))
+                self._seen[key] = Known(run, progressed, tuple(series(run, progressed, now)))
             elif is_refused:
                 self._refused.add(key)
         return before.run if before is not None else None

@@ -12,9 +12,9 @@ from tandem_operator.cli.cluster import commands as cluster_commands
 from tandem_operator.cli.errors import EXIT_USAGE, fail, reported
 from tandem_operator.cli.invocation import TANDEM, program
 from tandem_operator.cli.options import (
-    CLUSTER_PANEL,
     AnyRunName,
     Context,
+    Endpoint,
     Kubeconfig,
     Manifest,
     ManifestNamespace,
@@ -111,15 +111,7 @@ def report(
         ),
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser, too.")] = False,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="The object store as this machine reaches it. Default: spec.storage.s3.endpoint.",
-            show_default=False,
-            rich_help_panel=CLUSTER_PANEL,
-        ),
-    ] = None,
+    endpoint: Endpoint = None,
     namespace: Namespace = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
@@ -143,15 +135,7 @@ def ui(
         int, typer.Option(min=0, max=65535, help="The page's port. Default: a free one.", show_default=False)
     ] = 0,
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser, too.")] = False,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="The object store as this machine reaches it. Default: spec.storage.s3.endpoint.",
-            show_default=False,
-            rich_help_panel=CLUSTER_PANEL,
-        ),
-    ] = None,
+    endpoint: Endpoint = None,
     namespace: Namespace = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,

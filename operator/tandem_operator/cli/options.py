@@ -65,6 +65,15 @@ Kubeconfig = Annotated[
         rich_help_panel=CLUSTER_PANEL,
     ),
 ]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="The object store as this machine reaches it. Default: spec.storage.s3.endpoint.",
+        show_default=False,
+        rich_help_panel=CLUSTER_PANEL,
+    ),
+]
 
 
 class Output(StrEnum):
