@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import time
@@ -59,11 +60,14 @@ class ControlPlane:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.token = secrets.token_hex(16)
-        self.port = free_port()
-        self.api = Api(self.url, self.token)
+        self._choose_port()
         self.kubeconfig = folder / "admin.kubeconfig"
         self._children: list[Child] = []
         self._operator_token = ""
+
+    def _choose_port(self) -> None:
+        self.port = free_port()
+        self.api = Api(self.url, self.token)
 
     @property
     def url(self) -> str:
@@ -71,13 +75,19 @@ class ControlPlane:
         return f"https://{LOOPBACK}:{self.port}"
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
+        for is_last in (False, False, True):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._start()
+                return self
+            except BaseException as error:
+                self.stop()
+                # Somebody else may take a free port before we do.
+                if is_last or "address already in use" not in str(error):
+                    raise
+            shutil.rmtree(self.folder)
+            self._choose_port()
+        raise AssertionError("unreachable")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
@@ -112,7 +122,8 @@ class ControlPlane:
         until(30, "the default ServiceAccount", lambda: self.api.get("ServiceAccount", name, "default"))
 
     def _start(self) -> None:
-        etcd, peer = free_port(), free_port()
+        etcd = free_port({self.port})
+        peer = free_port({self.port, etcd})
         key = self.folder / "sa.key"
         curve = ("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(key))
         subprocess.run(["openssl", *curve], check=True, capture_output=True)
