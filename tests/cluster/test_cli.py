@@ -91,7 +91,8 @@ def test_a_run_is_looked_at_from_all_sides_and_cancelled(user: User, namespace: 
         said, _ = watching.communicate(timeout=30)
     assert watching.returncode == 130
     # It may have come when the check was at work already.
-    assert ("check: started" in said or ", check" in said) and "the run goes on" in said and "kubectl tandem watch" in said
+    assert "check: started" in said or ", check" in said
+    assert "the run goes on" in said and "kubectl tandem watch" in said
     user.run("cancel", name, "--yes")
     assert user.run("list", "-o", "name") == ""
 
