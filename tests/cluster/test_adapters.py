@@ -58,6 +58,8 @@ def follow(
     return status, bare
 
 
+# For every day there are tests/local/test_adapters.py and tests/faults/test_serving.py.
+@pytest.mark.full
 @pytest.mark.timeout(SECONDS + 120)
 def test_a_server_that_is_killed_in_mid_evaluation_has_its_adapter_back_before_it_is_ready(
     namespace: Namespace,

@@ -25,7 +25,7 @@ from tandem_api.v1alpha1.run import KIND, ManifestError, parse_run
 
 Object = dict[str, Any]
 
-COUNT = 600 if is_full() else 30
+COUNT = 600 if is_full() else 15
 BATCH = 15
 #: For a batch to be judged, or to succeed, on a slow machine.
 SECONDS = 400.0

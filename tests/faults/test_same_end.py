@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.faults.world import World, is_full
+from tests.faults.world import World
 
 from tandem_api.v1alpha1.run import KIND
 from tandem_operator.platforms.kubernetes import names
@@ -70,15 +70,16 @@ def found_by(world: World) -> dict[str, Any]:
     return {**found, "steps": steps, "results": results}
 
 
-WAYS = {"upgraded twice": upgraded}
-if is_full():
-    WAYS |= {
-        "held before it begins": held_before_it_begins,
-        "held in a search": held_in_a_stage("optimize"),
-        "held in a training": held_in_a_stage("train"),
-    }
+WAYS = {
+    "upgraded twice": upgraded,
+    "held before it begins": held_before_it_begins,
+    "held in a search": held_in_a_stage("optimize"),
+    "held in a training": held_in_a_stage("train"),
+}
 
 
+# For every day there are test_views.py (suspended) and tests/cluster/test_upgrade.py.
+@pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_a_run_comes_to_the_same_end_by_different_ways(
     make_world: Callable[..., World], record_cases: Callable[[str, int, int], None]

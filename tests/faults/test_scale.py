@@ -12,7 +12,7 @@ import pytest
 from tests.bench.operator_scale import SETTINGS, measure
 from tests.faults.world import World, is_full
 
-RUNS, ACTIVE = (1000, 200) if is_full() else (40, 20)
+RUNS, ACTIVE = (1000, 200) if is_full() else (20, 10)
 #: Of a run `p`, as it was counted; `vanilla` has a stage less. For each stage a ConfigMap and a Job are made and let go
 #: (4), and an event and the status tell of it.
 MOST_WRITES = 39
