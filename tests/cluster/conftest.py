@@ -34,7 +34,8 @@ def cluster() -> Iterator[Cluster]:
 
 def _own_cluster() -> Iterator[Cluster]:
     if not os.environ.get("TANDEM_KEEP_CLUSTER"):
-        subprocess.run([HERE / "down"], check=True)  # of a session that was killed
+        # Of a session that was killed. What somebody has put into its folders since then is no reason to stop here.
+        subprocess.run([HERE / "down"], check=False)
     try:
         # Without its binaries in the cache it is built first: that takes long, once.
         done = subprocess.run([HERE / "up"], stdout=subprocess.PIPE, text=True, check=True, timeout=3600)

@@ -149,7 +149,13 @@ class Builder:
 
     def _buildah(self, verb: str, *arguments: str) -> str:
         store = [f"--root={self._store}", f"--runroot={self._work / 'run'}", "--storage-driver=overlay"]
-        return run("buildah", *store, verb, *arguments)
+        return run("buildah", *store, verb, *arguments, CONTAINERS_CONF=str(self._settings()))
+
+    def _settings(self) -> Path:
+        """buildah's own: else it leaves a lock in /etc/cni/net.d, which is for those who run containers."""
+        settings = self._work / "containers.conf"
+        settings.write_text(f'[network]\nnetwork_config_dir = "{self._work / "networks"}"\n')
+        return settings
 
 
 def digest(sources: Iterable[str]) -> str:
@@ -174,9 +180,9 @@ def mirror() -> str:
     raise SystemExit(f"images.py: apt has no mirror for Debian {_SUITE}; run apt-get update")
 
 
-def run(*command: str) -> str:
+def run(*command: str, **environment: str) -> str:
     """The command's output. Its errors are shown, with all of its output, only if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
     if done.returncode != 0:
         raise SystemExit(f"{done.stdout}{done.stderr}\nimages.py: failed with {done.returncode}: {' '.join(command)}")
     return done.stdout
