@@ -46,9 +46,13 @@ engine: environment
 browser: environment
 	$(PYTHON) -m pytest tests/browser -q
 
-# The pictures of the documentation.
+# The pictures of the documentation: the report and the live page in a browser, and the dashboard's panels with what a
+# real Prometheus answered.
 screenshots: environment
 	$(PYTHON) tools/screenshots.py
+	mkdir -p build
+	TANDEM_DASHBOARD_DATA=$(CURDIR)/build/dashboard.json $(PYTHON) -m pytest tests/faults/test_prometheus.py -q
+	"$$(tools/side-environment pictures)" tools/dashboard_picture.py build/dashboard.json
 
 local: environment
 	$(PYTHON) -m pytest tests/local -q

@@ -1,10 +1,8 @@
 #!/usr/bin/env python3
 """Draws docs/images/dashboard.png: the chart's dashboard with what a real Prometheus answered to its queries.
 
-    TANDEM_DASHBOARD_DATA=/tmp/answers.json .venv/bin/python -m pytest tests/faults/test_prometheus.py
-    $(tools/side-environment pictures) tools/dashboard_picture.py /tmp/answers.json
-
-Places, titles, units, limits and legends are the dashboard's own. It is drawn by matplotlib and not by Grafana.
+`make screenshots` gets the answers out of tests/faults/test_prometheus.py and has them drawn. Places, titles, units,
+limits and legends are the dashboard's own. It is drawn by matplotlib and not by Grafana.
 """
 
 from __future__ import annotations
