@@ -93,7 +93,7 @@ class CloudEvents(_Settings):
     def _check_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         for number, url in enumerate(urls):
             parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.fragment:
+            if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.fragment:
                 # Not quoted: a wrong one may hold a password.
                 raise ValueError(f"number {number} is not allowed; write http(s)://HOST[:PORT][/PATH], without a user")
         return urls

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -171,6 +172,14 @@ def test_the_dashboard_uses_only_metrics_that_exist() -> None:
             assert asked and asked <= series_names(), panel["title"]
     for variable in dashboards.load()["templating"]["list"][1:]:
         assert asked_for(variable["definition"]) <= all_documented().keys()
+
+
+def test_runs_of_one_name_in_two_namespaces_are_two_in_every_panel() -> None:
+    for panel in dashboards.panels():
+        for query in dashboards.queries(panel):
+            for labels in re.findall(r"by \(([^)]*)\)", query.expression):
+                assert ("name" in labels.split(", ")) == ("namespace" in labels.split(", ")), panel["title"]
+            assert ("{{name}}" in query.legend) <= ("{{namespace}}/{{name}}" in query.legend), panel["title"]
 
 
 def test_every_panel_has_a_place_a_title_and_a_unit() -> None:

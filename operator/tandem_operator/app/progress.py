@@ -15,7 +15,9 @@ def last_progress(known: tuple[OptimizationRun, datetime] | None, run: Optimizat
     An attempt that begins is no step forward: one that is tried again and again is stuck, too.
     """
     if known is None or known[0].metadata.uid != run.metadata.uid:
-        return _last_told(run.status) or now
+        # When a stage's percentage last rose is not in the status: whoever has just begun to look takes it for now.
+        step = run.status.step
+        return now if step is not None and step.progress else _last_told(run.status) or now
     before, progressed = known
     return now if _came_forward(before, run) else progressed
 

@@ -12,7 +12,7 @@ import contextlib
 import heapq
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -66,7 +66,7 @@ class Monitor(Protocol):
 
 
 class Monitors:
-    """Several of them as one."""
+    """Several of them as one. What one of them raises is logged: one run must not end the queue, which is for all."""
 
     def __init__(self, *monitors: Monitor) -> None:
         self._monitors = monitors
@@ -74,12 +74,22 @@ class Monitors:
     def passed(self, key: Key, outcome: Outcome, seconds: float) -> None:
         """A pass ended."""
         for monitor in self._monitors:
-            monitor.passed(key, outcome, seconds)
+            with _logged(key):
+                monitor.passed(key, outcome, seconds)
 
     def failed(self, key: Key, error: Exception, seconds: float) -> None:
         """A pass raised."""
         for monitor in self._monitors:
-            monitor.failed(key, error, seconds)
+            with _logged(key):
+                monitor.failed(key, error, seconds)
+
+
+@contextlib.contextmanager
+def _logged(key: Key) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        _LOG.exception("after a pass over %s/%s: what is told of it is not complete", *key)
 
 
 class WorkQueue:

@@ -210,10 +210,12 @@ def _spent(status: Status, now: datetime) -> Iterator[Sample]:
     # Plain sums: a run may have hundreds of stages.
     sums: dict[str, list[float]] = {}
     for step in status.steps:
+        # A step that a deadline has stopped leaves its last stage as it was.
+        until = step.finished or now
         for stage in step.stages:
             if stage.started is not None:
                 total, usage = sums.setdefault(stage_kind(stage), [0.0, 0, 0, 0, 0]), stage.usage
-                total[0] += _seconds(stage, now)
+                total[0] += _seconds(stage, until)
                 total[1] += usage.gpu_seconds
                 total[2] += usage.calls
                 total[3] += usage.prompt_tokens
@@ -240,7 +242,8 @@ def _budget(run: OptimizationRun, now: datetime) -> Iterator[Sample]:
         limits.append(("deadline", "deadline_seconds", max(passed, 0.0), budget.deadline_seconds))
     for label, name, used, limit in limits:
         yield f"budget_{name}", (), limit
-        yield "budget_used_ratio", (label,), used / limit
+        # A limit may be 0, or so little that a float is.
+        yield "budget_used_ratio", (label,), used / limit if limit > 0 else 1.0
 
 
 def _seconds(one: StepStatus | StageStatus, now: datetime) -> float:

@@ -46,7 +46,7 @@ class Options:
     cpu: str = "2"
     memory: str = "8Gi"
     arguments: tuple[str, ...] = ()
-    """More of them for vLLM."""
+    """More of them for vLLM, after the run's own: of two that differ in a value it takes the last."""
 
 
 def manifests(what: Servable, options: Options, kind: Format) -> list[Object]:
@@ -227,7 +227,7 @@ def _command(what: Servable, options: Options) -> list[str]:
         command += ["--mode", "merged" if is_merged else "rollout"]
         command += ["--adapter-uri", what.adapter.uri, "--adapter-sha256", what.adapter.sha256]
     shards = [f"--tensor-parallel-size={options.gpus}"] if options.gpus > 1 else []
-    return [*command, "--", *shards, *options.arguments]
+    return [*command, "--", *shards, *what.arguments, *options.arguments]
 
 
 def _environment(what: Servable, options: Options) -> list[Object]:

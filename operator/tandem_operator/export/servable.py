@@ -45,6 +45,8 @@ class Servable:
     """With the Hub's token, for a model that needs one."""
     is_merged: bool = False
     """Whether the run served its adapters merged into the model."""
+    arguments: tuple[str, ...] = ()
+    """The run's own for vLLM."""
     result: Artifact | None = None
     """The result bundle, with the prompts."""
     score: str | None = None
@@ -79,6 +81,7 @@ def servable(run: OptimizationRun) -> Servable:
         store=Store.of(spec.storage.s3) if spec.storage is not None else Store(),
         token_secret=spec.model.token_secret,
         is_merged=spec.serving.adapters == "merged",
+        arguments=tuple(spec.serving.extra_args),
         result=status.result,
         score=status.test.score if status.test is not None else status.best.score,
     )

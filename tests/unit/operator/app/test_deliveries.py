@@ -310,7 +310,8 @@ def test_two_paths_of_one_host_are_one_series(tmp_path: Path, receiver: Receiver
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://x/", "receiver:80", "http:///path", "https://me:hunter2@x/", "https://x/#here", ""]
+    "url",
+    ["ftp://x/", "receiver:80", "http:///path", "https://me:hunter2@x/", "https://:hunter2@x/", "https://x/#here", ""],
 )
 def test_a_url_that_is_none_is_refused_and_not_quoted(url: str) -> None:
     with pytest.raises(ValidationError) as caught:

@@ -223,6 +223,27 @@ def test_stages_that_end_are_timed_once(metrics: Metrics) -> None:
     assert 'tandem_stage_duration_seconds_sum{stage="select"} 20.0' in lines
 
 
+@pytest.mark.parametrize("hours", ["0", "0.0", "1e-400"])
+def test_a_budget_of_nothing_is_spent(metrics: Metrics, hours: str) -> None:
+    """One such run of one user ended the operator, which is for all, at each of its starts."""
+    run = run_of(status=status())
+    budget = run.spec.budget.model_copy(update={"gpu_hours": hours})
+    see(metrics, run.model_copy(update={"spec": run.spec.model_copy(update={"budget": budget})}))
+    assert 'tandem_run_budget_used_ratio{budget="gpu",name="reviews",namespace="team"} 1.0' in text(metrics)
+
+
+def test_a_stage_that_was_left_when_its_step_was_stopped_takes_no_more_time() -> None:
+    now = [NOW]
+    runs = RunMetrics(lambda: now[0])
+    stage = {"name": "optimize", "attempt": 1, "state": "Running", "started": "2026-11-21T07:00:00Z"}
+    step = {"index": 1, "kind": "p", "state": "Stopped", "started": "2026-11-21T07:00:00Z", "stages": [stage]}
+    for _ in range(2):
+        runs.replace(KEY, run_of(status={"steps": [{**step, "finished": "2026-11-21T07:05:00Z"}]}))
+        (family,) = [one for one in runs.collect() if one.name == "tandem_run_stage_seconds"]
+        assert [sample.value for sample in family.samples] == [300.0]
+        now[0] += timedelta(days=1)
+
+
 def test_a_refused_run_has_failed_and_one_that_was_corrected_has_not(metrics: Metrics) -> None:
     for _ in range(2):
         metrics.passed(KEY, Outcome(None, None, is_refused=True), 0.1)
@@ -258,6 +279,9 @@ def test_when_a_run_last_came_forward() -> None:
     assert (
         told(step={**step, "progress": 0}, usage={"calls": 5}, serving={"readySince": "2026-11-21T11:00:00Z"}) == 7200
     )
+    # When it was last 3% or less is not in the status: an operator that starts does not call a long stage stuck.
+    runs.replace(KEY, None)
+    assert told(step={**step, "progress": 3}) == 7200
     # One that was held is not stuck because of that, for an operator that has just begun, either.
     resumed = {"type": "Suspended", "status": "False", "reason": "NotSuspended"}
     runs.replace(KEY, None)

@@ -16,7 +16,7 @@ from tests.unit.operator.app.helpers import Heard, until_async
 
 from tandem_api.v1alpha1 import OptimizationRun
 from tandem_operator.app import queue as queue_module
-from tandem_operator.app.queue import Key, Outcome, WorkQueue
+from tandem_operator.app.queue import Key, Monitors, Outcome, WorkQueue
 
 DONE = Outcome(None, None)
 A, B = ("team", "a"), ("team", "b")
@@ -60,12 +60,13 @@ def play(
     story: Callable[[WorkQueue], Awaitable[None]],
     workers: int = 4,
     may_work: Callable[[], bool] = lambda: True,
+    monitor: Monitors | None = None,
 ) -> Heard:
     """Run the story beside a working queue."""
     heard = Heard()
 
     async def main() -> None:
-        queue = WorkQueue(script, workers, heard, may_work)
+        queue = WorkQueue(script, workers, monitor or heard, may_work)
         working = asyncio.create_task(queue.run())
         try:
             await story(queue)
@@ -294,6 +295,36 @@ def test_a_failing_pass_is_not_called_at_once_by_the_event_of_its_own_writing(mo
         assert 2 <= script.count(A) <= (time.monotonic() - began) / 0.1 + 2
 
     play(script, story)
+
+
+def test_a_listener_that_fails_for_one_run_keeps_nobody_from_working_or_hearing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Ill(Heard):
+        def passed(self, key: Key, outcome: Outcome, seconds: float) -> None:
+            raise ZeroDivisionError
+
+        def failed(self, key: Key, error: Exception, seconds: float) -> None:
+            raise ZeroDivisionError
+
+    def answer(key: Key, call: int) -> Outcome:
+        if key == A and call == 1:
+            raise ApiException(status=409, reason="Conflict")
+        return DONE
+
+    script, others = Script(answer), Heard()
+
+    async def story(queue: WorkQueue) -> None:
+        queue.add(A)
+        await until_async(lambda: script.count(A) == 2)
+        queue.add(B)
+        await until_async(lambda: len(others.passes) == 2)
+
+    play(script, story, monitor=Monitors(Ill(), others))
+    assert [key for key, _ in others.passes] == [A, B]
+    assert len(others.errors) == 1
+    assert "after a pass over team/a" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_retry_after_is_honoured_also_by_events() -> None:

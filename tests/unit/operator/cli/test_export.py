@@ -52,12 +52,14 @@ def store(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
 
 
 def test_a_run_on_a_cluster(cluster: FakeCluster) -> None:
-    cluster.put(with_status(manifest(serving={"image": "registry/mine:1"}), status()))
+    serving = {"image": "registry/mine:1", "extraArgs": ["--max-model-len=4096"]}
+    cluster.put(with_status(manifest(serving=serving), status()))
     deployment, service = documents("small", "--replicas", 2)
     assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
     assert deployment["spec"]["replicas"] == 2
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "registry/mine:1"
+    assert "--max-model-len=4096" in container["command"]
     assert "s3://bucket/x/adapter/" in container["command"]
     (inference,) = documents("small", "--format", "kserve", "--image", "other:2", "--into", "prod", "-n", "default")
     assert inference["metadata"]["namespace"] == "prod"

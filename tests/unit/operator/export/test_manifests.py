@@ -143,6 +143,15 @@ def test_the_launcher_serves_the_runs_adapter_under_the_runs_name(what: Servable
     assert ("--tensor-parallel-size=4" in command) == (options.gpus == 4)
 
 
+def test_the_runs_arguments_for_vllm_come_before_those_of_the_export() -> None:
+    what = replace(WHAT, arguments=("--quantization=fp8", "--max-model-len=4096"))
+    options = replace(OPTIONS, arguments=("--max-model-len=8192",))
+    for kind in ("vllm", "kserve"):
+        command = pod_of(manifests(what, options, kind)[0])["spec"]["containers"][0]["command"]  # type: ignore[arg-type]
+        arguments = command[command.index("--") + 1 :]
+        assert arguments == ["--quantization=fp8", "--max-model-len=4096", "--max-model-len=8192"]
+
+
 def test_the_annotations_say_what_is_served_and_where_it_is_from() -> None:
     for kind in ("vllm", "kserve"):
         for document in manifests(WHAT, OPTIONS, kind):  # type: ignore[arg-type]
