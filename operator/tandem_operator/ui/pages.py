@@ -74,6 +74,7 @@ def search(source: Source, seen: Seen, asked: Asked) -> str | None:
         trials=table.records,
         winner=_winner(step),
         longest=max((trial.n for trial in table.records), default=0),
+        has_full=any(trial.full is not None for trial in table.records),
         damaged=table.damaged + texts.damaged,
         kinds=sorted({trial.kind for trial in table.records}),
         orders=views.ORDERS,
