@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import html
 import logging
 import signal
+import tempfile
 import webbrowser
+from collections.abc import Iterator
+from pathlib import Path
 
 import typer
 
@@ -18,6 +22,13 @@ from tandem_operator.ui.access import Token
 from tandem_operator.ui.model import Live
 from tandem_operator.ui.server import Server
 from tandem_operator.ui.sources import Folder, InCluster, Source
+
+_REDIRECT = """<!DOCTYPE html>
+<meta charset="utf-8">
+<meta http-equiv="refresh" content="0; url={address}">
+<title>tandem ui</title>
+<p><a href="{address}">The run's page</a>
+"""
 
 
 def serve(name: str, access: Access, endpoint: str | None, port: int, *, open_it: bool) -> int:
@@ -58,10 +69,20 @@ async def _serve(server: Server, where: str, port: int, *, open_it: bool) -> Non
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     address = await server.start(port)
     typer.echo(f"{where} is shown at\n  {address}\nfor whoever has this address, on this machine. Ctrl-C ends it.")
-    if open_it:
-        with contextlib.suppress(webbrowser.Error):
-            webbrowser.open(address)
     try:
-        await ended.wait()
+        with _in_browser(address) if open_it else contextlib.nullcontext():
+            await ended.wait()
     finally:
         await server.stop()
+
+
+@contextlib.contextmanager
+def _in_browser(address: str) -> Iterator[None]:
+    """Open the address by a file that leads there, which only this user may read and which is removed at the end: every
+    user of the machine may read the browser's command line."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="tandem-ui-", suffix=".html") as file:
+        file.write(_REDIRECT.format(address=html.escape(address)))
+        file.flush()
+        with contextlib.suppress(webbrowser.Error):
+            webbrowser.open(Path(file.name).as_uri())
+        yield

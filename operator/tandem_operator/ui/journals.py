@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -31,17 +32,17 @@ class Lines(Generic[M]):
 
 def scored_examples(mirror: Mirror, stage: StageLayout) -> Lines[ScoredExample]:
     """The runs of the program that a stage has paid for; of two with one key the first."""
-    return _journal(mirror, stage.ledger, ScoredExample)
+    return _journal(mirror, stage.ledger, _SCORED_EXAMPLES)
 
 
 def written_texts(mirror: Mirror, stage: StageLayout) -> Lines[WrittenText]:
     """What models wrote beside the program's runs."""
-    return _journal(mirror, stage.calls, WrittenText)
+    return _journal(mirror, stage.calls, _WRITTEN_TEXTS)
 
 
 def trials(mirror: Mirror, stage: StageLayout) -> Lines[Trial]:
     """A search's table as it is now."""
-    return _lines(mirror.get(stage.trials) or b"", Trial)
+    return mirror.parsed(stage.trials, _TRIALS)
 
 
 def prompt_set(mirror: Mirror, stage: StageLayout, sha256: str) -> PromptSet | None:
@@ -73,24 +74,18 @@ def short_id(record: ScoredExample) -> str:
     return sha256_hex(record.key.encode())[:16]
 
 
-def _journal(mirror: Mirror, prefix: str, kind: type[R]) -> Lines[R]:
+def _journal(mirror: Mirror, prefix: str, parse: Callable[[bytes], Lines[R]]) -> Lines[R]:
     found: dict[str, R] = {}
     damaged = 0
     for key in mirror.keys(prefix):
-        lines = _lines_of_journal(mirror.get(key) or b"", kind)
+        lines = mirror.parsed(key, parse)
         damaged += lines.damaged
         for record in lines.records:
             found.setdefault(record.key, record)
     return Lines(tuple(found.values()), damaged)
 
 
-@lru_cache(maxsize=16384)
-def _lines_of_journal(data: bytes, kind: type[M]) -> Lines[M]:
-    """Kept, for objects of journals are never rewritten; tables are, again and again."""
-    return _lines(data, kind)
-
-
-def _lines(data: bytes, kind: type[M]) -> Lines[M]:
+def _lines(kind: type[M], data: bytes) -> Lines[M]:
     records: list[M] = []
     damaged = 0
     for line in data.splitlines():
@@ -99,6 +94,11 @@ def _lines(data: bytes, kind: type[M]) -> Lines[M]:
         except ValidationError:
             damaged += 1
     return Lines(tuple(records), damaged)
+
+
+#: One of each: the mirror knows by it what it has parsed before.
+_SCORED_EXAMPLES, _WRITTEN_TEXTS = partial(_lines, ScoredExample), partial(_lines, WrittenText)
+_TRIALS = partial(_lines, Trial)
 
 
 def _is_number(value: object) -> bool:

@@ -14,6 +14,8 @@ from tandem_operator.ui.sources import Source, layout_of
 
 #: Seconds between two looks; after one that failed, a longer time.
 INTERVAL_SECONDS, PATIENCE_SECONDS = 1.0, 5.0
+#: And at least so many times what the last look took: pages wait for it.
+REST = 2.0
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,13 @@ class Live:
         self._next = 0.0
 
     def seen(self) -> Seen:
-        """What is known, at most some seconds old."""
+        """What is known, at most some seconds old, or a few times as old as a look takes."""
         if time.monotonic() >= self._next:
+            began = time.monotonic()
             self._problems = tuple(self._look())
-            self._next = time.monotonic() + (PATIENCE_SECONDS if self._problems else INTERVAL_SECONDS)
+            ended = time.monotonic()
+            pause = PATIENCE_SECONDS if self._problems else INTERVAL_SECONDS
+            self._next = ended + max(pause, REST * (ended - began))
         return Seen(self._run, self._mirror, datetime.now(UTC), self._problems)
 
     def _look(self) -> list[str]:

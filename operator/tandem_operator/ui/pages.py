@@ -74,6 +74,7 @@ def search(source: Source, seen: Seen, asked: Asked) -> str | None:
         trials=table.records,
         winner=_winner(step),
         longest=max((trial.n for trial in table.records), default=0),
+        has_full=any(trial.full is not None for trial in table.records),
         damaged=table.damaged + texts.damaged,
         kinds=sorted({trial.kind for trial in table.records}),
         orders=views.ORDERS,
@@ -190,7 +191,8 @@ def logs(source: Source, seen: Seen, asked: Asked) -> str | None:
         return None
     words = asked.query.get("q", "").lower().split()
     lines = [line for line in (text or "").splitlines() if all(word in line.lower() for word in words)]
-    return _render("logs", source, seen, logs=source.logs(), name=name, lines=lines, wanted=asked.query.get("q", ""))
+    listed = source.logs() if name is None else []
+    return _render("logs", source, seen, logs=listed, name=name, lines=lines, wanted=asked.query.get("q", ""))
 
 
 PAGES: dict[str, Page] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from tandem_api.errors import ConfigurationError, StorageUnavailableError, Tande
 from tandem_api.layout import RunLayout
 from tandem_api.store import S3Store
 from tandem_api.v1alpha1 import OptimizationRun
-from tandem_operator.cli.cluster.client import Cluster
+from tandem_operator.cli.cluster.client import Cluster, Tail
 from tandem_operator.cli.cluster.pods import Pod, parse_pod
 from tandem_operator.cli.cluster.resource import read
 from tandem_operator.platforms.kubernetes.names import SERVING, VLLM_CONTAINER, WORKER, WORKER_CONTAINER, selector
@@ -29,6 +28,11 @@ from tandem_operator.ui.mirror import Mirror
 
 #: So much of a log's end is shown.
 MAX_LOG_BYTES, MAX_LOG_LINES = 256 * 1024, 1000
+#: So much of a pod's log is fetched at most. The kubelet counts from the first of those lines on: with a limit that
+#: long lines reach, the log's end would be missing.
+MAX_FETCHED_BYTES = 16 * MAX_LOG_BYTES
+#: So long a pod's node may say nothing; other pages wait meanwhile.
+LOG_QUIET_SECONDS = 5.0
 MAX_EVENTS = 500
 
 
@@ -217,8 +221,11 @@ class InCluster:
     def log(self, name: str) -> str | None:
         for pod, container in self._pods():
             if pod.name == name:
-                lines = self._cluster.log(self._namespace, pod.name, container)
-                return "\n".join(deque(lines, maxlen=MAX_LOG_LINES))
+                end = Tail(MAX_LOG_LINES, MAX_FETCHED_BYTES)
+                lines = self._cluster.log(
+                    self._namespace, pod.name, container, tail=end, quiet_seconds=LOG_QUIET_SECONDS
+                )
+                return "\n".join(lines)[-MAX_LOG_BYTES:]
         return None
 
     def events(self) -> list[Event]:

@@ -131,11 +131,14 @@ class TrialRow:
 
 
 def trial_rows(mirror: Mirror, stage: StageLayout, trials: tuple[Trial, ...], wanted: TrialFilter) -> list[TrialRow]:
-    """The trials that are wanted, in the order that is; what has no score comes last."""
+    """The trials that are wanted, in the order that is. The best first: those with a score on all of validation by it,
+    then those that were scored on as many examples as any, then what was dropped or is not done; no score comes last.
+    """
     rows = [TrialRow(trial, journals.prompt_set(mirror, stage, trial.prompts.sha256)) for trial in trials]
     rows = [row for row in rows if wanted.kind in ("", row.trial.kind) and _has(wanted.text, _told(row))]
     if wanted.order == "score":
-        rows.sort(key=lambda row: (-1.0 if row.trial.score is None else row.trial.score, row.trial.n), reverse=True)
+        longest = max((trial.n for trial in trials), default=0)
+        rows.sort(key=lambda row: _worth(row.trial, longest), reverse=True)
     elif wanted.order == "tokens":
         rows.sort(key=lambda row: row.trial.tokens, reverse=True)
     return rows
@@ -228,6 +231,12 @@ def candidate_names(run: OptimizationRun, mirror: Mirror) -> dict[str, str]:
             for trial in journals.trials(mirror, layout.stage(step.index, "p", "optimize")).records:
                 names.setdefault(trial.prompts.sha256, f"trial {trial.index} of step {step.index}")
     return names
+
+
+def _worth(trial: Trial, longest: int) -> tuple[bool, bool, float, int]:
+    """Scores compare only with those over the same examples: that of a few is high by luck."""
+    score = trial.full.score if trial.full is not None else -1.0 if trial.score is None else trial.score
+    return trial.full is not None, not trial.dropped and trial.n == longest, score, trial.n
 
 
 def _demos(

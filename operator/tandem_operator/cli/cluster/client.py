@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
@@ -28,6 +29,14 @@ _WATCH_SECONDS = 50
 _QUIET_SECONDS = 300.0
 _PAGE = 500
 _GONE = 410
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The end of a log: its last lines, of which no more than so many bytes, from the first of them on."""
+
+    lines: int
+    max_bytes: int
 
 
 class Cluster:
@@ -129,18 +138,25 @@ class Cluster:
         follow: bool = False,
         previous: bool = False,
         since_seconds: int | None = None,
+        tail: Tail | None = None,
+        quiet_seconds: float = _QUIET_SECONDS,
     ) -> Iterator[str]:
-        """A container's log, line by line, each with the time before it; with `follow` until the container ends."""
+        """A container's log, line by line, each with the time before it; with `follow` until the container ends.
+
+        `tail`: only its end; None: all of it.
+        """
         query = {
             "container": container,
             "follow": "true" if follow else None,
             "previous": "true" if previous else None,
             "timestamps": "true",
             "sinceSeconds": since_seconds,
+            "tailLines": tail.lines if tail is not None else None,
+            "limitBytes": tail.max_bytes if tail is not None else None,
         }
         path = f"/api/v1/namespaces/{quote(namespace)}/pods/{quote(pod)}/log"
         with self.asking("get", "pods/log", namespace, pod):
-            yield from self.api.lines(path, query, quiet_seconds=_QUIET_SECONDS)
+            yield from self.api.lines(path, query, quiet_seconds=quiet_seconds)
 
     @contextlib.contextmanager
     def asking(self, verb: str, resource: str, namespace: str | None, name: str = "") -> Iterator[None]:

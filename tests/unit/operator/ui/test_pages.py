@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.made_up_run import LAYOUT, MadeUp, going_on, made_up
-from tests.unit.trainer.report.sample import HOSTILE, RUNS
+from tests.made_up_run import LAYOUT, MadeUp, going_on, lines, made_up
+from tests.unit.trainer.report.sample import HOSTILE, RUNS, trials
 from tests.unit.trainer.report.test_render import Page
 
+from tandem_api.contract import CandidateScore
+from tandem_api.records import WrittenText
 from tandem_api.v1alpha1.status import Status
 from tandem_operator.ui import journals, pages
 from tandem_operator.ui.model import Live
@@ -137,3 +140,62 @@ def test_another_run_of_the_same_name_is_shown_afresh() -> None:
     run.run = type(run.run).model_validate(again | {"metadata": {"name": "reviews", "uid": "u2"}})
     live._next = 0
     assert live.seen().mirror.layout.uid == "u2" and live.seen().mirror.keys("") == []
+
+
+SEARCH = LAYOUT.stage(3, "p", "optimize")
+
+
+def test_the_best_first_compares_no_score_over_a_few_examples_with_one_over_all_of_validation() -> None:
+    run = made_up()
+    full = CandidateScore(score=0.8, low=0.7, high=0.9, n=200)
+    changes: tuple[dict[str, Any], ...] = (
+        {"n": 7, "score": 1.0, "dropped": True},
+        {"n": 25, "score": 0.72},
+        {"n": 25, "score": 0.85, "full": full},
+        {"n": 25, "score": 0.9},
+        {"n": 0, "score": None, "low": None, "high": None},
+        {"n": 12, "score": 0.95},
+        {"n": 25, "score": 0.84, "full": full.model_copy(update={"score": 0.75})},
+        {"n": 25, "score": 0.99, "dropped": True},
+    )
+    table = [trial.model_copy(update=change) for trial, change in zip(trials(20, -1), changes, strict=False)]
+    run.store.objects[SEARCH.trials] = lines(table)
+    page = html(run, "/steps/{step}/search", {"step": "3"}, order="score") or ""
+    assert re.findall(r">Trial (\d+)</a>", page) == ["2", "6", "3", "1", "0", "7", "5", "4"]
+
+
+def test_a_score_on_all_of_validation_is_shown_beside_the_searchs_own() -> None:
+    run = made_up()
+    told = "On all of validation"
+    page = html(run, "/steps/{step}/search", {"step": "3"}) or ""
+    assert told in page and "72.5% (n = 40)" in page
+    run.store.objects[SEARCH.trials] = lines(list(trials(12, 2, full=False)))
+    assert told not in (html(run, "/steps/{step}/search", {"step": "3"}) or "")
+
+
+def test_a_text_that_the_reader_has_opened_is_the_same_after_newer_ones() -> None:
+    def shown() -> dict[str, str]:
+        page = html(run, "/steps/{step}/search", {"step": "3"}) or ""
+        return dict(re.findall(r'<details id="(text-\d+)"><summary>(.*?)</summary>', page))
+
+    run = made_up()
+    key = f"{SEARCH.calls}1.jsonl"
+    texts = [WrittenText(key=f"w{n}", text=f"wording {n}") for n in range(63)]
+    run.store.objects[key] = lines(texts[:60])
+    before = shown()
+    run.store.objects[key] = lines(texts)
+    after = shown()
+    assert len(before) == len(after) == pages.MAX_TEXTS
+    assert "wording 62" in after.values() and "wording 62" not in before.values()
+    both = before.keys() & after.keys()
+    assert len(both) == 47 and all(before[name] == after[name] for name in both)
+
+
+def test_one_log_is_shown_without_asking_for_the_list_of_all() -> None:
+    run = made_up()
+
+    def fail() -> Any:
+        raise AssertionError("on a cluster that is three more requests")
+
+    run.logs = fail  # type: ignore[method-assign]
+    assert "scoring trial 3" in (html(run, "/logs/{log}", {"log": "worker-1p-optimize-1"}) or "")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ from tests.unit.operator.cli.test_cluster_logs import pod, printed
 from tandem_api.errors import ConfigurationError, TandemError
 from tandem_operator.cli.cluster.access import Access
 from tandem_operator.platforms.local.workdir import Workdir
+from tandem_operator.ui import sources
 from tandem_operator.ui.command import find
 from tandem_operator.ui.mirror import Mirror
 from tandem_operator.ui.model import Live
-from tandem_operator.ui.sources import MAX_LOG_LINES, Folder, layout_of
+from tandem_operator.ui.sources import MAX_FETCHED_BYTES, MAX_LOG_BYTES, MAX_LOG_LINES, Folder, layout_of
 
 
 @pytest.fixture
@@ -108,6 +111,33 @@ def test_a_run_on_a_cluster_is_shown_with_its_pods_logs(on_cluster: FakeCluster)
     assert "scoring" in (source.log("small-1p-optimize-1-x") or "")
     assert source.log("small-other") is None
     assert {method for method, *_ in on_cluster.requests} == {"GET"}
+
+
+def test_of_a_pods_log_only_the_end_is_fetched(on_cluster: FakeCluster) -> None:
+    on_cluster.logs["small-1p-optimize-1-x"] = [iter(printed("x" * MAX_LOG_BYTES, "the last"))]
+    text = find("small", Access(), None).log("small-1p-optimize-1-x") or ""
+    assert len(text) == MAX_LOG_BYTES and text.endswith("the last")
+    (query,) = [query for path, query, _ in on_cluster.asked("GET") if path.endswith("/log")]
+    assert (query["tailLines"], query["limitBytes"]) == (str(MAX_LOG_LINES), str(MAX_FETCHED_BYTES))
+
+
+def test_a_pod_that_says_nothing_does_not_keep_the_pages_waiting(
+    on_cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "LOG_QUIET_SECONDS", 0.2)
+    ended = threading.Event()
+
+    def silent() -> Iterator[str]:
+        yield from printed("scoring")
+        ended.wait(60)
+
+    on_cluster.logs["small-1p-optimize-1-x"] = [silent()]
+    try:
+        with pytest.raises(TandemError):
+            find("small", Access(), None).log("small-1p-optimize-1-x")
+        assert not ended.is_set()
+    finally:
+        ended.set()
 
 
 def test_without_a_key_to_the_bucket_it_says_what_is_missing(on_cluster: FakeCluster) -> None:
