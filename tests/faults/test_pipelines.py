@@ -155,7 +155,7 @@ CiJob = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_the_ci_job_ends_as_the_run_does_and_the_result_can_be_served(
-    world: World, ci_job: CiJob, kubectl: str
+    world: World, ci_job: CiJob, kubectl: str, tmp_path: Path
 ) -> None:
     world.operator.start()
     done = ci_job(world.manifest(strategy="vanilla"))
@@ -165,7 +165,8 @@ def test_the_ci_job_ends_as_the_run_does_and_the_result_can_be_served(
     again = ci_job(world.manifest(strategy="vanilla"))
     assert (again.returncode, again.stdout) == (0, done.stdout), "the job may be started again"
 
-    environment = {"KUBECONFIG": str(world.ground.plane.kubeconfig), "PATH": f"{kubectl}:{os.environ['PATH']}"}
+    environment = {"KUBECONFIG": str(world.ground.plane.kubeconfig), "HOME": str(tmp_path)}
+    environment["PATH"] = f"{kubectl}:{os.environ['PATH']}"
     exported = subprocess.run(
         [*TANDEM, "export", "run", "-n", world.namespace], env=environment, capture_output=True, text=True, timeout=120
     )
