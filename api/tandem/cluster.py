@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +14,14 @@ from tandem.bundle import Bundle
 from tandem.errors import RunGoneError
 from tandem.handle import Deadline, Run, result_of
 from tandem.state import State
-from tandem_api.errors import ConfigurationError
+from tandem_api.errors import ConfigurationError, TandemError
 from tandem_api.v1alpha1 import OptimizationRun
 from tandem_api.v1alpha1.run import ManifestError, parse_run
 
 if TYPE_CHECKING:
     from tandem_operator.cli.cluster.client import Cluster as Api
     from tandem_operator.cli.cluster.client import Resource
+    from tandem_operator.cli.cluster.resource import Outline
 
 #: Between two looks at the clock while nothing comes.
 _LOOK_SECONDS = 1.0
@@ -34,9 +38,11 @@ class Cluster:
         self, namespace: str | None = None, *, context: str | None = None, kubeconfig: str | Path | None = None
     ) -> None:
         """As kubectl: the kubeconfig's current context and its namespace unless said otherwise. Nothing is sent."""
-        from tandem_operator.cli.cluster.access import connect
+        from tandem_operator.cli.cluster.access import Access, connect
 
-        self._api = connect(Path(kubeconfig) if kubeconfig is not None else None, context)
+        access = Access(namespace, context, Path(kubeconfig) if kubeconfig is not None else None)
+        self._access = access
+        self._api = connect(access.kubeconfig, access.context)
         self.namespace = namespace or self._api.namespace
         self._is_chosen = namespace is not None
 
@@ -52,21 +58,26 @@ class Cluster:
         if problems:
             raise ManifestError(problems)
         namespace = self._namespace_of(run)
-        created, _ = create(self._api, namespace, without_given(document, namespace), run)
+        options = self._access.at(namespace).arguments
+        created, _ = create(self._api, namespace, without_given(document, namespace), run, options)
         return ClusterRun(self._api, namespace, run.metadata.name, created["metadata"]["uid"])
 
     def get(self, name: str) -> ClusterRun:
         """The run of that name. Raises NoSuchObjectError, which tells similar names."""
-        from tandem_operator.cli.cluster.resource import read
-
-        run = read(self._api.get(self.namespace, name))
-        return ClusterRun(self._api, self.namespace, name, run.metadata.uid)
+        resource = self._api.get(self.namespace, name)
+        return ClusterRun(self._api, self.namespace, name, resource["metadata"]["uid"])
 
     def list(self) -> tuple[State, ...]:
-        """All runs of the namespace as they are now, by name."""
+        """All runs of the namespace as they are now, by name. One that this version does not understand is left out,
+        with a warning: it does not hide all others."""
         from tandem_operator.cli.cluster.resource import read
 
-        found = [State(read(resource)) for resource in self._api.runs(self.namespace)]
+        found = []
+        for resource in self._api.runs(self.namespace):
+            try:
+                found.append(State(read(resource)))
+            except TandemError as error:
+                warnings.warn(f"left out: {error}", stacklevel=2)
         return tuple(sorted(found, key=lambda state: state.run.metadata.name))
 
     def _namespace_of(self, run: OptimizationRun) -> str:
@@ -87,12 +98,7 @@ class ClusterRun(Run):
         self.namespace, self.name, self.uid = namespace, name, uid
 
     def state(self) -> State:
-        from tandem_operator.cli.cluster.failures import NoSuchObjectError
-
-        try:
-            return self._read(self._api.get(self.namespace, self.name))
-        except NoSuchObjectError as error:
-            raise self._gone() from error
+        return self._read(self._resource())
 
     def watch(self, timeout: float | None = None) -> Iterator[State]:
         """As of every run. A watch that the server ends, or has forgotten, is begun anew. Raises RunGoneError when the
@@ -125,7 +131,7 @@ class ClusterRun(Run):
 
     def cancel(self) -> None:
         """Delete the run if it goes on. Its objects in S3 are kept or removed as spec.storage.deletionPolicy says."""
-        if not self.state().has_ended:
+        if not self._outline().has_ended:
             self.delete()
 
     def delete(self) -> None:
@@ -134,7 +140,7 @@ class ClusterRun(Run):
         from tandem_operator.cli.cluster.failures import NoSuchObjectError
 
         try:
-            self._read(self._api.get(self.namespace, self.name))
+            self._resource()
             self._api.delete(self.namespace, self.name, self.uid)
         except (NoSuchObjectError, RunGoneError):
             return
@@ -143,8 +149,10 @@ class ClusterRun(Run):
         """The result bundle, fetched from the run's bucket with the AWS credentials of this process (the environment,
         ~/.aws, or what else boto3 finds) and verified.
 
-        `folder`: where to put it; default results/NAME-UID. `endpoint`: the S3 server's address, where the one in the
-        spec is known inside the cluster only. Raises the store's errors beside those of every run.
+        `folder`: where to put it; default results/NAME-UID. This run's own result is written anew there, and other
+        files beside it stay. `endpoint`: the S3 server's address, where the one in the spec is known inside the cluster
+        only. Raises ConfigurationError for a folder with anything else, and the store's errors beside those of every
+        run.
         """
         from tandem_api.store import S3Store
 
@@ -153,29 +161,62 @@ class ClusterRun(Run):
         storage = state.run.spec.storage
         assert storage is not None  # a run on a cluster has one
         target = Path(folder) if folder is not None else Path("results") / f"{self.name}-{self.uid[:8]}"
-        if target.exists() and not (target / "scores.json").is_file() and (target.is_file() or any(target.iterdir())):
-            raise ConfigurationError(f"{target} holds something else than a result; choose another folder")
+        target = target.expanduser().absolute()
+        is_there = target.exists() and (target.is_file() or any(target.iterdir()))
+        if is_there and not self._is_result(target):
+            raise ConfigurationError(
+                f"{target} holds something else than the result of {self.name} (uid {self.uid}); choose another "
+                "folder, or move that one away"
+            )
         store = S3Store(urlsplit(artifact.uri).netloc, endpoint or storage.s3.endpoint, storage.s3.region)
-        store.fetch_folder(artifact, target.absolute())
+        if not is_there:
+            store.fetch_folder(artifact, target)
+            return Bundle.open(target)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as fresh:
+            store.fetch_folder(artifact, Path(fresh) / "result")
+            shutil.copytree(Path(fresh) / "result", target, dirs_exist_ok=True)
         return Bundle.open(target)
 
+    def _is_result(self, folder: Path) -> bool:
+        """Whether that is this run's result, fetched before."""
+        try:
+            return Bundle.open(folder).run.metadata.uid == self.uid
+        except TandemError:
+            return False
+
     def _set_suspend(self, suspend: bool) -> None:
-        state = self.state()
-        if state.has_ended:
+        run = self._outline()
+        if run.has_ended:
             verb = "suspend" if suspend else "resume"
-            raise ConfigurationError(f"{self.name} has ended ({state.phase}); there is nothing to {verb}")
-        if state.run.spec.suspend != suspend:
+            raise ConfigurationError(f"{self.name} has ended ({run.phase}); there is nothing to {verb}")
+        if run.is_suspended != suspend:
             # The uid is a condition: the API server refuses to change another run of this name.
             changes: dict[str, Any] = {"metadata": {"uid": self.uid}, "spec": {"suspend": suspend}}
             self._api.patch(self.namespace, self.name, changes)
 
+    def _resource(self) -> Resource:
+        """The run as the API server has it. Raises RunGoneError."""
+        from tandem_operator.cli.cluster.failures import NoSuchObjectError
+
+        try:
+            return self._own(self._api.get(self.namespace, self.name))
+        except NoSuchObjectError as error:
+            raise self._gone() from error
+
+    def _outline(self) -> Outline:
+        from tandem_operator.cli.cluster.resource import outline
+
+        return outline(self._resource())
+
     def _read(self, resource: Resource) -> State:
         from tandem_operator.cli.cluster.resource import read
 
-        run = read(resource)
-        if run.metadata.uid != self.uid:
+        return State(read(self._own(resource)))
+
+    def _own(self, resource: Resource) -> Resource:
+        if resource["metadata"]["uid"] != self.uid:
             raise self._gone()
-        return State(run)
+        return resource
 
     def _gone(self) -> RunGoneError:
         return RunGoneError(f"the run {self.name!r} in namespace {self.namespace} was deleted")

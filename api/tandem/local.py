@@ -163,7 +163,7 @@ class LocalRun(Run):
         if folder is None:
             return bundle
         try:
-            shutil.copytree(bundle.path, folder)
+            shutil.copytree(bundle.path, Path(folder).expanduser())
         except FileExistsError as error:
             raise ConfigurationError(f"{folder} exists already; choose another folder") from error
         return Bundle.open(folder)

@@ -49,6 +49,11 @@ def is_true(conditions: tuple[Condition, ...], kind: str) -> bool:
     return condition is not None and condition.status == "True"
 
 
+def is_held_up(conditions: tuple[Condition, ...], *kinds: str) -> bool:
+    """Whether the run is suspended, or one of these conditions tells of pods that wait."""
+    return is_true(conditions, SUSPENDED) or any(c.type in kinds and c.reason in WAITING for c in conditions)
+
+
 def with_condition(
     conditions: tuple[Condition, ...],
     kind: str,

@@ -19,7 +19,14 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from tandem_api.canonical import canonical_json, sha256_hex
-from tandem_api.errors import DataError, KeyRefusedError, StorageRefusedError, StorageUnavailableError, TandemError
+from tandem_api.errors import (
+    ConfigurationError,
+    DataError,
+    KeyRefusedError,
+    StorageRefusedError,
+    StorageUnavailableError,
+    TandemError,
+)
 from tandem_api.store.protocol import ObjectInfo, ObjectStore
 from tandem_api.v1alpha1.status import Artifact
 
@@ -84,10 +91,16 @@ class S3Store:
             response_checksum_validation="when_required",
             s3={"addressing_style": "path"} if endpoint else {},
         )
-        # A session of its own: boto3's default one remembers the first account that this process had.
-        self._client: S3Client = boto3.Session().client(
-            "s3", endpoint_url=endpoint, region_name=region or os.environ.get("AWS_REGION", "us-east-1"), config=config
-        )
+        region = region or os.environ.get("AWS_REGION", "us-east-1")
+        try:
+            # A session of its own: boto3's default one remembers the first account that this process had.
+            self._client: S3Client = boto3.Session().client(
+                "s3", endpoint_url=endpoint, region_name=region, config=config
+            )
+        except (BotoCoreError, ValueError) as error:  # an unknown AWS_PROFILE, an endpoint that is no address
+            raise ConfigurationError(
+                f"cannot use the bucket {bucket} at {self._where}: {error}; correct AWS_PROFILE, ~/.aws or the endpoint"
+            ) from error
         self._client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
         self._client.meta.events.register_first("needs-retry.s3", self._give_up)
 

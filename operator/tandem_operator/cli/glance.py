@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from tandem_api.conditions import SERVING_READY, find
+from tandem_api.conditions import PROGRESSING, SERVING_READY, find, is_held_up
 from tandem_api.contract import Progress
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_operator.cli.narration import duration, seconds_between
@@ -34,10 +34,10 @@ def from_platform(run: OptimizationRun, seen: Observed) -> Glance:
 
 
 def from_resource(run: OptimizationRun, now: datetime) -> Glance:
-    """What a cluster's resource says."""
+    """What a cluster's resource says. A stage whose pod waits has begun, but nobody works."""
     current = run.status.step
     serving = _serving_of(run.status, now)
-    if current is None or not _is_running(run.status):
+    if current is None or not _is_running(run.status) or is_held_up(run.status.conditions, PROGRESSING):
         return Glance(now, serving=serving)
     left = seconds_between(now, current.eta)
     progress = Progress(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from tandem_api.conditions import PROGRESSING, SERVING_READY, is_held_up
 from tandem_api.contract import Progress
 from tandem_api.v1alpha1 import Status
 from tandem_api.v1alpha1.status import Candidate, CurrentStep, StageStatus, StepStatus, TestScore
@@ -39,11 +40,11 @@ def interval(score: Candidate | TestScore) -> str:
 
 
 def whereabouts(status: Status) -> str:
-    """Where a run is that goes on."""
-    current = status.step
+    """Where a run is that has not ended; what holds it up is told beside."""
+    current, is_held = status.step, is_held_up(status.conditions, PROGRESSING, SERVING_READY)
     if current is None:
-        return "going on"
-    return f"going on with step {current.index} ({current.kind}), {current.stage}"
+        return "waiting" if is_held else "going on"
+    return f"{'at' if is_held else 'going on with'} step {current.index} ({current.kind}), {current.stage}"
 
 
 def progress_line(current: CurrentStep, progress: Progress, amount: str) -> str:

@@ -6,7 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tandem_api.conditions import PROGRESSING, SERVING_READY, SUCCEEDED, WAITING, find
+from tandem_api.conditions import ACCEPTED, PROGRESSING, SERVING_READY, SUCCEEDED, WAITING, find
 from tandem_api.v1alpha1 import OptimizationRun, Status
 from tandem_api.v1alpha1.status import StageStatus, StepStatus
 from tandem_operator.cli.narration import interval, seconds_between
@@ -21,10 +21,11 @@ def print_run(out: Console, run: OptimizationRun) -> None:
     if current is not None:
         percent = f", {current.progress}%" if current.progress is not None else ""
         out.print(f"step {current.index} ({current.kind}), {current.stage}{percent} {current.message}", markup=False)
-    for kind in (PROGRESSING, SERVING_READY):
+    for kind in (PROGRESSING, SERVING_READY, ACCEPTED):
         condition = find(status.conditions, kind)
         if condition is not None and condition.reason in WAITING:
-            out.print(f"waiting     {condition.reason}: {condition.message}", markup=False)
+            what = "warning" if kind == ACCEPTED else "waiting"
+            out.print(f"{what}     {condition.reason}: {condition.message}", markup=False)
     out.print()
     out.print(results(run))
 

@@ -16,7 +16,13 @@ from botocore.response import StreamingBody
 from botocore.stub import ANY, Stubber
 
 from tandem_api.canonical import canonical_json, sha256_hex
-from tandem_api.errors import DataError, KeyRefusedError, StorageRefusedError, StorageUnavailableError
+from tandem_api.errors import (
+    ConfigurationError,
+    DataError,
+    KeyRefusedError,
+    StorageRefusedError,
+    StorageUnavailableError,
+)
 from tandem_api.store import ObjectInfo
 from tandem_api.store.s3 import BRIEFLY, DELETE_BATCH, MANIFEST, PATIENTLY, S3Store
 from tandem_api.v1alpha1.status import Artifact
@@ -162,6 +168,21 @@ def test_missing_credentials_are_named_with_the_variables_to_set(monkeypatch, tm
         monkeypatch.setenv(name, str(tmp_path / "none"))
     with pytest.raises(StorageRefusedError, match="no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         S3Store(BUCKET, "http://127.0.0.1:9").get("a")
+
+
+@pytest.mark.parametrize(
+    ("profile", "endpoint", "told"),
+    [
+        ("typo", None, r"cannot use the bucket runs at AWS: .*\(typo\).*; correct"),
+        (None, "s3.test", "s3.test; correct"),
+    ],
+)
+def test_what_the_client_is_built_of_may_be_wrong_and_is_told(monkeypatch, profile, endpoint, told):
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    if profile is not None:
+        monkeypatch.setenv("AWS_PROFILE", profile)
+    with pytest.raises(ConfigurationError, match=told):
+        S3Store(BUCKET, endpoint)
 
 
 def test_a_refused_upload_of_a_file_is_refused_too(store, s3, tmp_path):

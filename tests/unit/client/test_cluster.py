@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,10 @@ from tests.unit.operator.cli.cluster_case import at_stage, ended, manifest, wait
 from tests.unit.operator.cli.fake_cluster import LIST, FakeCluster, not_found, status_answer
 
 import tandem
-from tandem_api.errors import ConfigurationError
+from tandem_api.errors import ConfigurationError, TandemError
 from tandem_api.v1alpha1 import OptimizationRun
 from tandem_api.v1alpha1.run import parse_run
+from tandem_api.v1alpha1.status import Artifact
 from tandem_operator.cli.cluster.failures import AlreadyExistsError, NoSuchObjectError
 
 ONE = f"{LIST}/small"
@@ -88,6 +90,24 @@ def test_runs_are_listed_by_name(cluster: FakeCluster) -> None:
     cluster.put(with_status(manifest("a"), ended()))
     states = tandem.Cluster().list()
     assert [(state.run.metadata.name, state.has_ended) for state in states] == [("a", True), ("b", False)]
+
+
+def test_a_run_that_cannot_be_read_hides_no_other_and_can_be_held_and_ended(cluster: FakeCluster) -> None:
+    cluster.put(manifest("a"))
+    cluster.put(manifest("b", strategy="p -> x"))
+    client = tandem.Cluster()
+    with pytest.warns(UserWarning, match=r"left out: .* does not understand the run 'b'"):
+        assert [state.run.metadata.name for state in client.list()] == ["a"]
+    refused = client.get("b")
+    with pytest.raises(TandemError, match="does not understand"):
+        refused.state()
+    refused.suspend()
+    refused.resume()
+    refused.cancel()
+    assert list(cluster.runs) == [("default", "a")]
+    cluster.put(manifest("b", strategy="p -> x"))
+    client.get("b").delete()
+    assert list(cluster.runs) == [("default", "a")]
 
 
 def test_a_watch_gives_each_state_once_and_ends_with_the_run(cluster: FakeCluster) -> None:
@@ -213,6 +233,56 @@ def test_a_folder_with_other_files_is_not_replaced_by_a_result(cluster: FakeClus
     with pytest.raises(ConfigurationError, match="holds something else"):
         run.result(mine)
     assert (mine / "thesis.tex").exists()
+
+
+def bundle(folder: Path, uid: str) -> Path:
+    """The result of a run of that uid."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = manifest()
+    run["metadata"]["uid"] = uid
+    files = {"program.json": {}, "prompts.json": {"predictors": {}}, "scores.json": {}, "run.json": run}
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket with the result of the run."""
+
+    class Store:
+        def __init__(self, *where: object) -> None:
+            pass
+
+        def fetch_folder(self, artifact: Artifact, target: Path) -> None:
+            bundle(target, "uid-small")
+
+    monkeypatch.setattr("tandem_api.store.S3Store", Store)
+
+
+def test_only_the_runs_own_result_is_written_anew(cluster: FakeCluster, stored: None, tmp_path: Path) -> None:
+    run = running(cluster)
+    cluster.put(with_status(manifest(), ended()))
+    other = bundle(tmp_path / "other", "uid-another")
+    (other / "scores.json").write_text("precious")
+    with pytest.raises(ConfigurationError, match=rf"{other} holds something else than the result of small .*choose"):
+        run.result(other)
+    assert (other / "scores.json").read_text() == "precious"
+    assert run.result(tmp_path / "own").run.metadata.uid == "uid-small"
+    (tmp_path / "own/notes.txt").write_text("mine")
+    (tmp_path / "own/scores.json").write_text("damaged")
+    assert run.result(tmp_path / "own").scores == {}
+    assert (tmp_path / "own/notes.txt").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"other", "own"}
+
+
+def test_a_result_may_lie_under_the_home_folder(
+    cluster: FakeCluster, stored: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    run = running(cluster)
+    cluster.put(with_status(manifest(), ended()))
+    assert run.result("~/result").path == tmp_path / "home/result"
 
 
 def test_scores_are_numbers(cluster: FakeCluster) -> None:

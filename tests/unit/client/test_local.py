@@ -89,7 +89,10 @@ def test_a_process_that_was_only_given_the_number_is_not_taken_for_the_runs(tmp_
     assert not run.is_running
 
 
-def test_the_result_is_the_folders_and_a_copy_where_it_is_wanted(tmp_path: Path) -> None:
+def test_the_result_is_the_folders_and_a_copy_where_it_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     run = stored(tmp_path / "work", ended())
     files = {"program.json": {}, "prompts.json": {"predictors": {}}, "scores.json": {}, "run.json": manifest()}
     (tmp_path / "work/result").mkdir()
@@ -100,6 +103,7 @@ def test_the_result_is_the_folders_and_a_copy_where_it_is_wanted(tmp_path: Path)
     assert copy.path == tmp_path / "copy" and copy.run.metadata.name == "small"
     with pytest.raises(ConfigurationError, match="exists already"):
         run.result(tmp_path / "copy")
+    assert run.result("~/copy").path == tmp_path / "home/copy"
 
 
 def test_a_run_that_has_ended_is_neither_resumed_nor_ended_again(tmp_path: Path) -> None:

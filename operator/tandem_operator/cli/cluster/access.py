@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,10 @@ class Access:
     def is_given(self) -> bool:
         """Whether a cluster is meant at all, where it might also be a folder."""
         return any(value is not None for value in (self.namespace, self.context, self.kubeconfig))
+
+    def at(self, namespace: str) -> Access:
+        """The same, with the namespace that it came to."""
+        return replace(self, namespace=namespace)
 
     @property
     def arguments(self) -> str:
@@ -111,7 +115,7 @@ def _load(configuration: Configuration, paths: str, context: str | None) -> str:
                 config_persister=merged.save_changes,
             )
             loader.load_and_set(configuration)
-    except (ConfigException, yaml.YAMLError, OSError, TypeError, AttributeError) as error:
+    except (ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"the kubeconfig {paths} cannot be used: {error}") from error
     if complaints:
         raise ConfigurationError(f"the kubeconfig {paths} cannot be used to log in: {'; '.join(complaints)}")

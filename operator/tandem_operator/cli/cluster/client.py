@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
-from tandem_api.errors import TandemError
+from tandem_api.errors import ConfigurationError, TandemError
 from tandem_operator.cli.cluster.api import MERGE_PATCH, Api
 from tandem_operator.cli.cluster.failures import RUNS, ExpiredError, NoSuchObjectError, Request, explain
 from tandem_operator.cli.invocation import program
@@ -50,6 +50,7 @@ class Cluster:
 
     def get(self, namespace: str, name: str) -> Resource:
         """One run. Raises NoSuchObjectError that lists similar names."""
+        _require_name(name)
         try:
             with self.asking("get", RUNS, namespace, name):
                 return cast(Resource, self.api.get(runs_path(namespace, name)))
@@ -114,6 +115,7 @@ class Cluster:
 
     def events(self, namespace: str, name: str) -> list[Resource]:
         """What was told of a run of that name."""
+        _require_name(name)
         return self._pages(events_path(namespace), "events", namespace, fieldSelector=of_run(name))
 
     def pods(self, namespace: str, labels: dict[str, str]) -> list[Resource]:
@@ -200,6 +202,13 @@ class Cluster:
             return f"; there are no runs in it ({program()} list -A shows those of all namespaces)"
         close = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
         return f"; did you mean {', '.join(close)}?" if close else f"; there are: {', '.join(names[:10])}"
+
+
+def _require_name(name: str) -> None:
+    """Raises ConfigurationError for what would be another path of the API server's."""
+    if name in ("", ".", "..") or "/" in name:
+        folder = f"; {program()} status {name} shows a run in a folder" if name else ""
+        raise ConfigurationError(f"found {name!r}; write the name of a run on a cluster, such as reviews{folder}")
 
 
 def events_path(namespace: str) -> str:

@@ -111,9 +111,8 @@ def submit_file(
             from tandem_operator.cli.cluster.watch import watch_run
 
             return watch_run(done.cluster, done.namespace, done.name, access)
-        others = Access(None, context, kubeconfig).arguments
         if not dry_run:
-            typer.echo(f"to watch it: {program()} watch {done.name} -n {done.namespace}{others}")
+            typer.echo(f"to watch it: {program()} watch {done.name}{access.at(done.namespace).arguments}")
     return EXIT_DONE
 
 

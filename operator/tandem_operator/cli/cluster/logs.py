@@ -26,6 +26,8 @@ from tandem_operator.platforms.kubernetes.names import SERVING, VLLM_CONTAINER, 
 _POLL_SECONDS = 2.0
 #: A container's end is in its pod's status a moment after the end of its log.
 _SETTLE_SECONDS = 0.5
+#: A read that fails before this, without a line, has not reached the container.
+_CONNECTED_SECONDS = 60.0
 #: A clock here and one on a node may differ by this without a line being lost after a reconnect.
 _SKEW_SECONDS = 300
 
@@ -96,7 +98,8 @@ class Reader:
         return parse_pod(found, self.wanted.container)
 
     def print_log(self, pod: Pod, *, follow: bool = False, after: Stamp | None = None) -> Stamp | None:
-        """Print what comes after that moment, or all. Returns the moment of the last line.
+        """Print what comes after that moment, or all. Returns the latest moment of all lines: those of the standard
+        output and of the standard error need not come in the order of their moments.
 
         An interrupted read raises `Interrupted` with how far it came.
         """
@@ -112,9 +115,10 @@ class Reader:
         try:
             for line in lines:
                 stamp, text = split_stamp(line)
-                if stamp is not None and last is not None and stamp <= last:
-                    continue
-                last = stamp or last
+                if stamp is not None:
+                    if after is not None and stamp <= after:
+                        continue
+                    last = stamp if last is None else max(last, stamp)
                 typer.echo(text)
         except UnreachableError as error:
             raise InterruptedRead(last, error) from error
@@ -152,6 +156,8 @@ def _print_newest(reader: Reader, run: OptimizationRun) -> None:
         raise ConfigurationError(_nothing(run, reader.wanted, pods))
     pod = fitting[-1]
     if pod.state == "waiting" and not reader.wanted.previous:
+        if pod.has_run:
+            raise TandemError(f"{pod.title} waits: {pod.why}; --previous shows how it ended, -f waits for its start")
         raise TandemError(f"{pod.title} has no log yet: {pod.why}; -f waits for it")
     others = f"; {len(fitting) - 1} others are there" if reader.wanted.serving and len(fitting) > 1 else ""
     typer.echo(f"==> {pod.title}{others}", err=True)
@@ -174,9 +180,14 @@ def _nothing(run: OptimizationRun, wanted: Wanted, pods: list[Pod]) -> str:
     )
 
 
-def _follow(reader: Reader, run: OptimizationRun, sleep: Callable[[float], None] = time.sleep) -> None:
+def _follow(
+    reader: Reader,
+    run: OptimizationRun,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
     """The newest pod, and each that comes after it, until no more can come."""
-    told, done, patience = "", set[str](), Patience()
+    told, done, patience = "", set[str](), Patience(clock)
     name = run.metadata.name
     begun = False
     while True:
@@ -193,7 +204,7 @@ def _follow(reader: Reader, run: OptimizationRun, sleep: Callable[[float], None]
             fitting = fitting[-1:]
         begun = True
         for pod in fitting:
-            _follow_pod(reader, pod, sleep)
+            _follow_pod(reader, pod, sleep, clock)
             done.add(pod.uid)
         if fitting:
             continue
@@ -206,11 +217,11 @@ def _follow(reader: Reader, run: OptimizationRun, sleep: Callable[[float], None]
         sleep(_POLL_SECONDS)
 
 
-def _follow_pod(reader: Reader, pod: Pod, sleep: Callable[[float], None]) -> None:
+def _follow_pod(reader: Reader, pod: Pod, sleep: Callable[[float], None], clock: Callable[[], float]) -> None:
     """One pod to its end, over lost connections and restarts of its container."""
     typer.echo(f"==> {pod.title}", err=True)
     last: Stamp | None = None
-    patience, told = Patience(), ""
+    patience, told = Patience(clock), ""
     while True:
         try:
             now = reader.look(pod)
@@ -225,10 +236,14 @@ def _follow_pod(reader: Reader, pod: Pod, sleep: Callable[[float], None]) -> Non
                 told = now.why
             sleep(_POLL_SECONDS)
             continue
+        began = clock()
         try:
             last = reader.print_log(pod, follow=True, after=last)
             patience.restored()
         except InterruptedRead as error:
+            # It did read, and then the connection broke, or the container was quiet for as long as one is read.
+            if error.last != last or clock() - began > _CONNECTED_SECONDS:
+                patience.restored()
             last = error.last
             sleep(patience.pause_after(error.cause))
             continue

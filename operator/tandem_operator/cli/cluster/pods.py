@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tandem_api.v1alpha1 import OptimizationRun
+from tandem_api.v1alpha1.status import SELECT_STAGES, StageStatus
 from tandem_operator.cli.cluster.client import Resource
 from tandem_operator.cli.cluster.resource import has_ended
 from tandem_operator.platforms.kubernetes.names import TASK
@@ -75,6 +76,8 @@ class Pod:
     """`waiting`, `running` or `terminated`."""
     why: str
     """What it waits for, or why it ended."""
+    has_run: bool = False
+    """Whether its container ran and ended before: `--previous` has that log."""
 
     @property
     def title(self) -> str:
@@ -94,6 +97,7 @@ def parse_pod(pod: Resource, container: str) -> Pod:
         attempt=parse_task(str(labels.get(TASK, ""))),
         state=state,
         why=why,
+        has_run=_has_run(status, container),
     )
 
 
@@ -118,12 +122,18 @@ def expects_more(run: OptimizationRun, choice: Choice) -> bool:
     if choice.is_any or not run.status.steps:
         return True
     return any(
-        stage.state in ("Pending", "Running") and (choice.attempt is None or stage.attempt <= choice.attempt)
+        stage.state in ("Pending", "Running") and _may_bring(stage, choice)
         for step in run.status.steps
         if choice.step in (None, step.index)
         for stage in step.stages
-        if choice.stage in (None, stage.name)
     )
+
+
+def _may_bring(stage: StageStatus, choice: Choice) -> bool:
+    """Whether a pod that is wanted may come of a stage that goes on."""
+    if choice.stage in SELECT_STAGES and stage.name == "train":
+        return True  # the select stages are not in the status before their step has trained
+    return choice.stage in (None, stage.name) and (choice.attempt is None or stage.attempt <= choice.attempt)
 
 
 def _state(status: dict[str, Any], container: str, *, restarts: bool) -> tuple[str, str]:
@@ -144,6 +154,11 @@ def _state(status: dict[str, Any], container: str, *, restarts: bool) -> tuple[s
     # An earlier container that cannot start holds up ours.
     held_up = [item["state"]["waiting"] for item in listed if "waiting" in (item.get("state") or {})]
     return "waiting", _text(own.get("waiting") or next(iter(held_up), {}), "its containers are being created")
+
+
+def _has_run(status: dict[str, Any], container: str) -> bool:
+    found = (item for item in status.get("containerStatuses") or [] if item.get("name") == container)
+    return any("terminated" in (item.get("lastState") or {}) or item.get("restartCount") for item in found)
 
 
 def _text(source: dict[str, Any], otherwise: str) -> str:

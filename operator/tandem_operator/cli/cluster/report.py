@@ -58,16 +58,15 @@ def read_report(resource: Resource, endpoint: str | None) -> bytes:
     try:
         store = S3Store(bucket, endpoint or s3.get("endpoint"), s3.get("region"))
         data = store.get(address.removeprefix(f"s3://{bucket}/"))
-    except (TandemError, ValueError) as error:
+    except TandemError as error:
         raise _explained(error, s3, endpoint) from error
     if data is None:
         raise DataError(f"{address} does not exist: it was removed, or the run is of a version without reports")
     return data
 
 
-def _explained(error: Exception, s3: dict[str, Any], endpoint: str | None) -> TandemError:
+def _explained(error: TandemError, s3: dict[str, Any], endpoint: str | None) -> TandemError:
     """The store's error as a user meets it who reads with credentials of their own."""
-    kind = type(error) if isinstance(error, TandemError) else ConfigurationError
     where = endpoint or s3.get("endpoint")
     reached = (
         f"\nThe store is {where}. If only the cluster's pods know that address, forward a port of it and give "
@@ -75,7 +74,7 @@ def _explained(error: Exception, s3: dict[str, Any], endpoint: str | None) -> Ta
         if where is not None
         else ""
     )
-    return kind(
+    return type(error)(
         f"{error}\nThe report is read from here with your own AWS credentials (AWS_ACCESS_KEY_ID and "
         f"AWS_SECRET_ACCESS_KEY, or AWS_PROFILE), not with the run's.{reached}"
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from tandem_api.conditions import SUCCEEDED, find
 from tandem_api.errors import TandemError
 from tandem_api.layout import RunLayout
@@ -29,11 +32,34 @@ def has_ended(run: OptimizationRun) -> bool:
     return succeeded is not None and succeeded.status != "Unknown"
 
 
-def objects(run: OptimizationRun) -> str | None:
-    """Where the run's objects lie in S3."""
-    storage = run.spec.storage
-    if storage is None:
-        return None
-    metadata = run.metadata
-    layout = RunLayout(storage.s3.prefix, metadata.namespace, metadata.name, metadata.uid)
-    return f"s3://{storage.s3.bucket}/{layout.root}"
+@dataclass(frozen=True)
+class Outline:
+    """What can be told of any run without a schema: of one of another version, and of one that the operator refuses."""
+
+    uid: str
+    phase: str
+    has_ended: bool
+    """For better or worse."""
+    is_suspended: bool
+    """By its spec."""
+    objects: str | None
+    """Where its objects lie in S3; None: it has none."""
+    leaves_objects: bool
+    """Whether they stay when the run is deleted."""
+
+
+def outline(resource: Resource) -> Outline:
+    """The little that ending or holding a run takes."""
+    metadata, spec, status = resource["metadata"], resource.get("spec") or {}, resource.get("status") or {}
+    summary: dict[str, Any] = next((c for c in status.get("conditions") or [] if c.get("type") == SUCCEEDED), {})
+    storage = spec.get("storage") or {}
+    s3 = storage.get("s3") or {}
+    layout = RunLayout(s3.get("prefix") or "", metadata["namespace"], metadata["name"], metadata["uid"])
+    return Outline(
+        uid=metadata["uid"],
+        phase=status.get("phase") or "Pending",
+        has_ended=summary.get("status") in ("True", "False"),
+        is_suspended=spec.get("suspend") is True,
+        objects=f"s3://{s3['bucket']}/{layout.root}" if s3.get("bucket") else None,
+        leaves_objects=storage.get("deletionPolicy") != "Delete",
+    )

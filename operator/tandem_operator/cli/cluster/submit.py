@@ -53,7 +53,8 @@ def submit(file: Path, access: Access, *, dry_run: bool = False) -> Submitted:
     cluster = connect(access.kubeconfig, access.context)
     namespace = access.namespace or named or cluster.namespace
     resource = without_given(manifest.document, namespace)
-    stored, is_new = create(cluster, namespace, resource, run, file, dry_run=dry_run)
+    options = access.at(namespace).arguments
+    stored, is_new = create(cluster, namespace, resource, run, options, file, dry_run=dry_run)
     return Submitted(cluster, namespace, run.metadata.name, stored, is_new)
 
 
@@ -62,19 +63,20 @@ def create(
     namespace: str,
     resource: Resource,
     run: OptimizationRun,
+    options: str,
     file: Path | None = None,
     *,
     dry_run: bool = False,
 ) -> tuple[Resource, bool]:
     """Create the `run` that `resource` is, or find it there with the same spec: what is stored, and whether it is new.
-    `file`: what it was read from, for advice. With `dry_run` nothing is stored. Raises AlreadyExistsError
-    when another one has its name."""
+    `options`: those that name the place, and `file`: what it was read from, for advice. With `dry_run` nothing is
+    stored. Raises AlreadyExistsError when another one has its name."""
     name = run.metadata.name
     try:
         return cluster.create(namespace, resource, dry_run=dry_run), True
     except AlreadyExistsError:
         stored = cluster.get(namespace, name)
-        _require_same(stored, run, namespace, file)
+        _require_same(stored, run, namespace, options, file)
         return stored, False
 
 
@@ -89,22 +91,22 @@ def without_given(document: dict[str, Any], namespace: str) -> Resource:
     }
 
 
-def _require_same(stored: Resource, wanted: OptimizationRun, namespace: str, file: Path | None) -> None:
+def _require_same(stored: Resource, wanted: OptimizationRun, namespace: str, options: str, file: Path | None) -> None:
     """Raises AlreadyExistsError unless the stored run is the wanted one."""
     name = wanted.metadata.name
     if stored["metadata"].get("deletionTimestamp"):
         raise AlreadyExistsError(
             f"a run {name!r} in namespace {namespace} is being deleted; try again when it is gone "
-            f"(kubectl wait --for=delete optimizationrun/{name} -n {namespace}), or choose another name"
+            f"(kubectl wait --for=delete optimizationrun/{name}{options}), or choose another name"
         )
     before, after = read(stored).spec.to_json(), wanted.spec.to_json()
     changed = sorted(field for field in {*before, *after} if before.get(field) != after.get(field))
     if not changed:
         return
     can_change = file is not None and set(changed) <= MUTABLE_FIELDS
-    hint = f" (kubectl apply -f {file} -n {namespace} changes that)" if can_change else ""
+    hint = f" (kubectl apply -f {file}{options} changes that)" if can_change else ""
     raise AlreadyExistsError(
         f"a run {name!r} exists already in namespace {namespace}, and its spec differs in "
-        f"{', '.join(f'spec.{field}' for field in changed)}{hint}; {program()} cancel {name} -n {namespace} first, "
+        f"{', '.join(f'spec.{field}' for field in changed)}{hint}; {program()} cancel {name}{options} first, "
         "or choose another name"
     )

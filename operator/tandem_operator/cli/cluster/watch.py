@@ -8,9 +8,20 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
-from tandem_api.conditions import PATIENT, PROGRESSING, SERVING_READY, SUCCEEDED, SUSPENDED, WAITING, find, is_true
+from tandem_api.conditions import (
+    ACCEPTED,
+    PATIENT,
+    PROGRESSING,
+    SERVING_READY,
+    SUCCEEDED,
+    SUSPENDED,
+    WAITING,
+    find,
+    is_true,
+)
 from tandem_api.errors import TandemError
 from tandem_api.v1alpha1 import OptimizationRun, Status
+from tandem_api.v1alpha1.status import Condition
 from tandem_operator.cli.cluster.access import Access
 from tandem_operator.cli.cluster.client import Cluster
 from tandem_operator.cli.cluster.feed import Feed, Gone, Lost, Restored
@@ -38,11 +49,11 @@ def watch_run(cluster: Cluster, namespace: str, name: str, access: Access) -> in
     run = read(cluster.get(namespace, name))
     if not has_ended(run):
         display = LiveDisplay(out) if out.is_terminal else PlainDisplay(out)
+        again = f"{name}{access.at(namespace).arguments}"
         try:
             with Feed(cluster, namespace, name) as feed, display:
-                run = _follow(feed, display, run)
+                run = _follow(feed, display, run, again)
         except KeyboardInterrupt:
-            again = f"{name} -n {namespace}{Access(None, access.context, access.kubeconfig).arguments}"
             out.print(
                 f"stopped watching; the run goes on\n"
                 f"to watch it again: {program()} watch {again}\nto end it: {program()} cancel {again}",
@@ -54,10 +65,12 @@ def watch_run(cluster: Cluster, namespace: str, name: str, access: Access) -> in
 
 
 def _follow(
-    feed: Feed, display: PlainDisplay, run: OptimizationRun, clock: Callable[[], float] = time.monotonic
+    feed: Feed, display: PlainDisplay, run: OptimizationRun, again: str, clock: Callable[[], float] = time.monotonic
 ) -> OptimizationRun:
-    """Until the run has ended: the run at its end."""
+    """Until the run has ended: the run at its end. `again`: its name and where it is, for other commands."""
     display.begin(run.status)
+    for line in waits((), run.status.conditions, again):
+        display.say(line)
     began, reminded = clock(), False
     while not has_ended(run):
         display.update(run, from_resource(run, datetime.now(UTC)))
@@ -77,13 +90,13 @@ def _follow(
                 before, run = run, read(resource)
                 if run.metadata.uid != before.metadata.uid:
                     raise TandemError(f"the run {run.metadata.name!r} was deleted, and another of its name was made")
-                for line in obstacles(before.status, run.status, run.metadata.name):
+                for line in obstacles(before.status, run.status, again):
                     display.say(line)
     display.update(run, from_resource(run, datetime.now(UTC)))
     return run
 
 
-def obstacles(old: Status, new: Status, name: str) -> list[str]:
+def obstacles(old: Status, new: Status, again: str) -> list[str]:
     """What keeps a run from going on, in a line each, when it is new: what is an event on one machine. Pure."""
     lines = []
     before = {(step.index, stage.name): stage.failures for step in old.steps for stage in step.stages}
@@ -93,14 +106,20 @@ def obstacles(old: Status, new: Status, name: str) -> list[str]:
             if failed_again and stage.state != "Failed":
                 why = stage.message or stage.reason or "no reason is known"
                 lines.append(f"warning: step {step.index} ({step.kind}), {stage.name}: an attempt failed: {why}")
-    for kind in (PROGRESSING, SERVING_READY):
-        was, now = find(old.conditions, kind), find(new.conditions, kind)
+    return lines + waits(old.conditions, new.conditions, again)
+
+
+def waits(old: tuple[Condition, ...], new: tuple[Condition, ...], again: str) -> list[str]:
+    """What of that the conditions tell, when it is new. Pure."""
+    lines = []
+    for kind in (ACCEPTED, PROGRESSING, SERVING_READY):
+        was, now = find(old, kind), find(new, kind)
         known = was is not None and now is not None and was.reason == now.reason
         if now is not None and not known and (now.reason in WAITING or (kind, now.reason) == (SERVING_READY, "Failed")):
             lines.append(f"{'' if now.reason in PATIENT else 'warning: '}{now.reason}: {now.message}")
-    suspended = is_true(new.conditions, SUSPENDED)
-    if suspended != is_true(old.conditions, SUSPENDED):
-        lines.append(f"suspended; to go on: {program()} resume {name}" if suspended else "resumed")
+    suspended = is_true(new, SUSPENDED)
+    if suspended != is_true(old, SUSPENDED):
+        lines.append(f"suspended; to go on: {program()} resume {again}" if suspended else "resumed")
     return lines
 
 

@@ -45,6 +45,16 @@ def test_a_kubeconfig_that_is_none_is_told(tmp_path: Path, text: str, want: str)
     assert f"the kubeconfig {path} {want}" in result.stderr
 
 
+@pytest.mark.parametrize("damage", [b"certificate-authority-data: abc", b"certificate-authority-data: \xff"])
+def test_a_damaged_kubeconfig_is_told(cluster: FakeCluster, tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "damaged"
+    whole = write_kubeconfig(path, "https://127.0.0.1:1").read_bytes()
+    path.write_bytes(whole.replace(b"    server:", b"    " + damage + b"\n    server:"))
+    result = tandem("list", "--kubeconfig", path)
+    assert result.exit_code == 2
+    assert f"the kubeconfig {path} cannot be used: " in result.stderr
+
+
 def test_an_unknown_context_is_told_with_those_there_are(cluster: FakeCluster) -> None:
     result = tandem("list", "--context", "prod")
     assert result.exit_code == 2
@@ -177,6 +187,29 @@ def test_a_run_that_is_not_there_is_told_with_similar_names(cluster: FakeCluster
     assert "there is no run 'reviws' in namespace default; did you mean reviews, reviews-2?" in result.stderr
     result = tandem(name, "zzz", *options)
     assert "; there are: iris, reviews, reviews-2\n" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["watch", "logs", "events", "suspend", "resume", "cancel"])
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [
+        (
+            "runs/reviews",
+            "error: found 'runs/reviews'; write the name of a run on a cluster, such as reviews; "
+            "tandem status runs/reviews shows a run in a folder\n",
+        ),
+        (
+            ".",
+            "error: found '.'; write the name of a run on a cluster, such as reviews; "
+            "tandem status . shows a run in a folder\n",
+        ),
+        ("", "error: found ''; write the name of a run on a cluster, such as reviews\n"),
+    ],
+)
+def test_what_is_no_name_is_not_sent(cluster: FakeCluster, command: str, name: str, want: str) -> None:
+    result = tandem(command, name)
+    assert (result.exit_code, result.stderr) == (2, want)
+    assert cluster.requests == []
 
 
 def test_a_status_nobody_foresaw_is_told_as_it_is(cluster: FakeCluster) -> None:

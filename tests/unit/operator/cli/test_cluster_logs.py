@@ -13,8 +13,11 @@ from tests.unit.operator.cli.fake_cluster import FakeCluster
 from tandem_api.v1alpha1.run import parse_run
 from tandem_api.v1alpha1.status import StageName
 from tandem_operator.cli.cluster import logs, patience
+from tandem_operator.cli.cluster.access import connect
 from tandem_operator.cli.cluster.commands import Stage
+from tandem_operator.cli.cluster.failures import UnreachableError
 from tandem_operator.cli.cluster.pods import Attempt, Choice, expects_more, parse_pod, parse_task
+from tandem_operator.cli.cluster.resource import read
 from tandem_operator.decide.names import task_name
 from tandem_operator.platforms.kubernetes.names import labels
 
@@ -117,6 +120,19 @@ def test_a_pod_that_has_not_started_is_told_with_its_cause(run: FakeCluster) -> 
     assert "attempt 2) has no log yet: ImagePullBackOff: no such image; -f waits for it" in result.stderr
 
 
+def test_a_container_that_crashed_and_starts_again_has_a_log_of_before(run: FakeCluster) -> None:
+    state = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}}
+    late = pod("small-serving-y", 5, state=state)
+    run.pods.append(late)
+    [container] = late["status"]["containerStatuses"]
+    assert "has no log yet: CrashLoopBackOff: back-off 40s; -f waits" in tandem("logs", "small", "--serving").stderr
+    for more in ({"restartCount": 2}, {"lastState": {"terminated": {"exitCode": 1}}, "restartCount": 0}):
+        late["status"]["containerStatuses"] = [{**container, **more}]
+        result = tandem("logs", "small", "--serving")
+        assert result.exit_code == 1
+        assert "waits: CrashLoopBackOff: back-off 40s; --previous shows how it ended" in result.stderr
+
+
 def growing(parts: list[str], then: Callable[[], None]) -> Iterator[str]:
     """A log that is followed: what is in it, and what happens at its end."""
     yield from parts
@@ -181,6 +197,85 @@ def test_a_log_that_breaks_off_is_taken_up_where_it_was(run: FakeCluster, monkey
     reads = [query for path, query, _ in run.asked("GET") if path.endswith("/log")]
     assert "sinceSeconds" not in reads[0]
     assert int(reads[1]["sinceSeconds"]) > 300
+
+
+def follow(*, sleep: Callable[[float], None], clock: Callable[[], float]) -> None:
+    """What `-f` does, with this clock."""
+    cluster = connect()
+    reader = logs.Reader(cluster, "default", logs.Wanted(Choice()))
+    logs._follow(reader, read(cluster.get("default", "small")), sleep, clock)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "lines"),
+    [
+        pytest.param(300, [(), (), (), (), ()], id="quiet for as long as one reads"),
+        pytest.param(1, [("a",), ("a", "b"), ("a", "b", "c")], id="lines come before the connection breaks"),
+    ],
+)
+def test_a_worker_that_runs_is_followed_however_often_its_log_breaks_off(
+    run: FakeCluster, capsys: pytest.CaptureFixture[str], seconds: int, lines: list[tuple[str, ...]]
+) -> None:
+    now = [0.0]
+
+    def wait(seconds: float) -> None:
+        now[0] += max(seconds, 350.0 if lines[-1] else 0.0)
+
+    def break_off() -> None:
+        now[0] += seconds
+        raise ConnectionAbortedError
+
+    def finish() -> None:
+        end(run, "small-1p-optimize-1-abc")
+        run.put(with_status(manifest(), ended()))
+
+    whole = printed("a", "b", "c", "d")
+    run.logs["small-1p-optimize-1-abc"] = [
+        *(growing(whole[: len(texts)], break_off) for texts in lines),
+        growing(whole, finish),
+        iter(whole),
+    ]
+    follow(sleep=wait, clock=lambda: now[0])
+    assert capsys.readouterr().out == "a\nb\nc\nd\n"
+
+
+def test_a_log_that_never_answers_is_given_up(run: FakeCluster) -> None:
+    now = [0.0]
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    def break_off() -> Iterator[str]:
+        raise ConnectionAbortedError
+        yield
+
+    run.logs["small-1p-optimize-1-abc"] = [break_off() for _ in range(100)]
+    with pytest.raises(UnreachableError):
+        follow(sleep=wait, clock=lambda: now[0])
+    assert now[0] > patience.LIMIT_SECONDS
+
+
+def test_lines_that_come_out_of_order_are_all_printed_once(run: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime writes the standard output and the standard error as they come, each with a moment of its own."""
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.01)
+
+    def break_off() -> None:
+        raise ConnectionAbortedError
+
+    def finish() -> None:
+        end(run, "small-1p-optimize-1-abc")
+        run.put(with_status(manifest(), ended()))
+
+    first, second, third, last = printed("a", "b", "c", "d")
+    twin = second.replace("b", "b at the same moment")
+    run.logs["small-1p-optimize-1-abc"] = [iter([second, twin, first, third])]
+    assert tandem("logs", "small").stdout == "b\nb at the same moment\na\nc\n"
+    run.logs["small-1p-optimize-1-abc"] = [
+        growing([third, first, second], break_off),
+        growing([third, first, second, last], finish),
+        iter([third, first, second, last]),
+    ]
+    assert tandem("logs", "small", "-f").stdout == "c\na\nb\nd\n"
 
 
 def test_following_waits_for_the_first_worker_and_ends_with_the_run(run: FakeCluster) -> None:
@@ -258,6 +353,23 @@ def test_following_ends_when_nothing_that_is_wanted_can_come(choice: Choice, wan
     assert expects_more(parse_run(with_status(manifest(), at_stage("optimize"))), choice) is want
     assert not expects_more(parse_run(with_status(manifest(), ended())), choice)
     assert expects_more(parse_run(manifest()), choice)
+
+
+@pytest.mark.parametrize(
+    ("train", "choice", "want"),
+    [
+        ("Pending", Choice(stage="select-1"), True),
+        ("Running", Choice(stage="select-2", step=1), True),
+        ("Running", Choice(stage="select-1", attempt=1), True),
+        ("Running", Choice(stage="select-1", step=2), False),
+        ("Running", Choice(stage="traces"), False),
+        ("Succeeded", Choice(stage="select-1"), False),
+    ],
+)
+def test_select_stages_are_waited_for_until_their_step_has_trained(train: str, choice: Choice, want: bool) -> None:
+    """They are in the status only then."""
+    status = at_stage("train", train, stage={"attempt": 2})
+    assert expects_more(parse_run(with_status(manifest(), status)), choice) is want
 
 
 @pytest.mark.parametrize(

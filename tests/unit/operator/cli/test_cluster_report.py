@@ -99,6 +99,15 @@ def test_credentials_that_do_not_fit_are_told_to_be_the_users(
     assert "no credentials; set AWS_ACCESS_KEY_ID" in tandem("report", "small").stderr
 
 
+def test_a_profile_that_is_not_there_is_told(cluster: FakeCluster, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.put(finished(store))
+    monkeypatch.setenv("AWS_PROFILE", "typo")
+    result = tandem("report", "small")
+    assert result.exit_code == 2
+    assert f"cannot use the bucket bucket at {store}: The config profile (typo) could not" in result.stderr
+    assert "your own AWS credentials" in result.stderr
+
+
 def test_a_report_that_was_removed_is_missed(cluster: FakeCluster, store: str) -> None:
     run = finished(store)
     run["status"]["result"]["uri"] = "s3://bucket/team/default/small/other/result/"

@@ -131,6 +131,12 @@ def test_the_state_of_a_run_says_what_it_waits_for(cluster: FakeCluster) -> None
     ]
 
 
+def test_the_state_says_that_a_change_of_the_spec_came_too_late(cluster: FakeCluster) -> None:
+    late = condition("Accepted", "True", "SpecChangeIgnored", "the run goes on as it began: spec.seed is immutable")
+    cluster.put(with_status(manifest(), at_stage("train", conditions=[late])))
+    assert "warning     SpecChangeIgnored: the run goes on as it began" in tandem("status", "small").stdout
+
+
 def test_the_state_at_the_end_says_where_the_result_is(cluster: FakeCluster) -> None:
     cluster.put(with_status(manifest(), ended()))
     assert "result      s3://bucket/team/default/small/uid-small/result/" in tandem("status", "small").stdout

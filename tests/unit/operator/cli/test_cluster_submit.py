@@ -108,6 +108,19 @@ def test_another_run_of_that_name_is_not_touched(cluster: FakeCluster) -> None:
     assert "tandem cancel small -n default first, or choose another name" in result.stderr
 
 
+def test_commands_to_copy_name_the_same_cluster(cluster: FakeCluster, tmp_path: Path) -> None:
+    given = ("-n", "team", "--context", "test", "--kubeconfig", tmp_path / "kubeconfig")
+    here = " ".join(map(str, given))
+    write(manifest(budget={"tokens": 9}))
+    assert f"tandem watch small {here}\n" in tandem("submit", "-f", "run.yaml", *given).stdout
+    write(manifest(budget={"tokens": 5}))
+    again = tandem("submit", "-f", "run.yaml", *given).stderr
+    assert f"kubectl apply -f run.yaml {here} changes that" in again
+    assert f"tandem cancel small {here} first" in again
+    assert f"tandem resume small {here}\n" in tandem("suspend", "small", *given).stdout
+    assert f"tandem watch small {here}\n" in tandem("resume", "small", *given).stdout
+
+
 def test_a_change_that_is_allowed_is_pointed_to_kubectl(cluster: FakeCluster) -> None:
     cluster.put(manifest(budget={"tokens": 5}))
     result = tandem("submit", "-f", write(manifest(budget={"tokens": 9})))
@@ -194,6 +207,18 @@ def test_cancel_can_go_without_a_question(cluster: FakeCluster) -> None:
     cluster.put(going)
     assert "is being deleted already" in tandem("cancel", "small", "--yes").stdout
     assert len(cluster.asked("DELETE")) == 1
+
+
+@pytest.mark.parametrize("spec", [{"strategy": "p -> x"}, {"novelty": True}])
+def test_a_run_that_cannot_be_read_is_held_and_ended_all_the_same(cluster: FakeCluster, spec: dict[str, Any]) -> None:
+    """The definition admits any strategy; the operator refuses it."""
+    cluster.put(manifest(**spec))
+    assert "to go on: tandem resume small" in tandem("suspend", "small").stdout
+    assert "goes on" in tandem("resume", "small").stdout
+    result = tandem("cancel", "small", answer="y\n")
+    assert result.exit_code == 0
+    assert "small in namespace default is at Pending. Its objects in s3://bucket/team/default/" in result.stderr
+    assert not cluster.runs
 
 
 def test_suspend_and_resume_change_one_field_once(cluster: FakeCluster) -> None:

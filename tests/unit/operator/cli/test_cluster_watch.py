@@ -285,10 +285,60 @@ def run_with(status: dict[str, Any]) -> OptimizationRun:
             ["resumed"],
             id="resumed",
         ),
+        pytest.param(
+            at_stage("train"),
+            at_stage("train", conditions=[condition("Accepted", "True", "SpecChangeIgnored", "spec.model changed")]),
+            ["warning: SpecChangeIgnored: spec.model changed"],
+            id="a change that comes too late",
+        ),
     ],
 )
 def test_what_holds_a_run_up_is_told(old: dict[str, Any], new: dict[str, Any], want: list[str]) -> None:
     assert obstacles(run_with(old).status, run_with(new).status, "small") == want
+
+
+@pytest.mark.parametrize(
+    ("held", "want"),
+    [
+        (
+            condition("Progressing", "True", "Unschedulable", "0/3 nodes"),
+            ["at step 1 (p), train", "warning: Unschedulable: 0/3 nodes"],
+        ),
+        (
+            condition("Progressing", "True", "WaitingForQuota", "2 before it"),
+            ["at step 1 (p), train", "WaitingForQuota: 2 before it"],
+        ),
+        (
+            condition("ServingReady", "False", "ImagePullBackOff", "no such image"),
+            ["at step 1 (p), train", "warning: ImagePullBackOff: no such image"],
+        ),
+        (
+            condition("Suspended", "True", "Suspended"),
+            ["at step 1 (p), train", "suspended; to go on: tandem resume small -n default --context test"],
+        ),
+        (
+            condition("Accepted", "True", "SpecChangeIgnored", "spec.model changed"),
+            ["going on with step 1 (p), train", "warning: SpecChangeIgnored: spec.model changed"],
+        ),
+    ],
+)
+def test_a_run_that_is_stuck_already_is_not_said_to_go_on(
+    cluster: FakeCluster, held: dict[str, Any], want: list[str]
+) -> None:
+    status = at_stage("train", conditions=[condition("Succeeded", "Unknown", "Running"), held], stage={"failures": 1})
+    cluster.put(with_status(manifest(), status))
+    change_after_watches(cluster, 1, with_status(manifest(), ended()))
+    assert lines(tandem("watch", "small", "--context", "test").stdout)[: len(want)] == want
+
+
+@pytest.mark.parametrize(
+    "held", [condition("Progressing", "True", "ImagePullBackOff"), condition("Suspended", "True", "Suspended")]
+)
+def test_a_stage_that_is_held_up_is_not_said_to_work(held: dict[str, Any]) -> None:
+    run = run_with(at_stage("train", conditions=[held]))
+    assert run.status.started is not None
+    assert from_resource(run, run.status.started).progress is None
+    assert from_resource(run_with(at_stage("train")), run.status.started).progress is not None
 
 
 def test_the_panel_shows_what_the_resource_knows() -> None:

@@ -328,6 +328,13 @@ def test_the_defaults_of_the_operator_count_where_a_manifest_says_nothing() -> N
     assert {Needed(CLAIM, "tandem-cache"), Needed(SECRET, "registry")} <= set(needs.objects)
 
 
+def test_mlflows_account_is_no_key_of_the_bucket_and_no_need() -> None:
+    """Pods start without it: no run fails for MLflow."""
+    mlflow = {"uri": "http://mlflow:5000", "experiment": "reviews", "credentialsSecret": "mlflow"}
+    needs = needs_of({**gpu_run()["spec"], "tracking": {"mlflow": mlflow}}, {})
+    assert {one.name for one in needs.objects if one.kind == SECRET} == {"keys", "hub"}
+
+
 def test_pod_templates_need_what_they_mount() -> None:
     spec = {
         "volumes": [

@@ -8,6 +8,8 @@ from typing import Any
 
 SECRET, CONFIG_MAP, CLAIM, ACCOUNT = "secrets", "configmaps", "persistentvolumeclaims", "serviceaccounts"
 _AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+#: MLflow's account: pods start without it, too.
+_OPTIONAL = ("mlflow", "credentialsSecret")
 #: Fields of the spec, and of pod templates, that name an object.
 _NAMES = {
     "tokenSecret": SECRET,
@@ -82,7 +84,8 @@ def _objects(value: Any, field: str = "") -> Iterator[Needed]:
             return
         yield from _reference(value, field)
         for key, inner in value.items():
-            yield from _objects(inner, key)
+            if (field, key) != _OPTIONAL:
+                yield from _objects(inner, key)
     elif isinstance(value, list):
         for inner in value:
             yield from _objects(inner, field)
