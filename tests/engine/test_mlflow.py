@@ -15,9 +15,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+import yaml
 from tests.engine.mlflow_server import Logged, MLflowServer, python
 from tests.engine.world import ROOT, Engine
 
+from tandem_api.layout import RunLayout
+from tandem_api.store import S3Store
 from tandem_api.store.s3 import file_sha256
 
 #: What differs from run to run.
@@ -179,7 +182,7 @@ def test_a_run_that_fails_is_logged_as_failed(engine, server):
 
 
 @pytest.mark.parametrize("illness", ["down", "hung", "failing", "refusing", "wrong"])
-def test_a_run_succeeds_whatever_becomes_of_mlflow(engine, illness):
+def test_a_run_succeeds_whatever_becomes_of_mlflow(engine, illness, store: S3Store):
     with ill(illness, engine) as (uri, said):
         started = time.monotonic()
         engine.environment = engine.environment | {"MLFLOW_TRACKING_TOKEN": "hunter2"}
@@ -193,6 +196,15 @@ def test_a_run_succeeds_whatever_becomes_of_mlflow(engine, illness):
     assert seconds < 120
     written = [path for path in engine.workdir.rglob("*") if path.is_file() and "hunter2" in path.read_text("latin-1")]
     assert written == []
+    objects = {key: store.get(key) or b"" for key in store.list(layout(engine).root)}
+    assert layout(engine).result + "report.html" in objects
+    assert [key for key, data in objects.items() if b"hunter2" in data] == []
+
+
+def layout(engine: Engine) -> RunLayout:
+    """Where the run's objects lie in the bucket."""
+    metadata = yaml.safe_load((engine.workdir / "status.yaml").read_text())["metadata"]
+    return RunLayout("", "default", metadata["name"], metadata["uid"])
 
 
 def make_up(engine: Engine, address: str) -> str:
