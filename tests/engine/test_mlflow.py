@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -22,6 +23,10 @@ from tests.engine.world import ROOT, Engine
 from tandem_api.layout import RunLayout
 from tandem_api.store import S3Store
 from tandem_api.store.s3 import file_sha256
+from tandem_api.v1alpha1.infrastructure import MLflow
+from tandem_trainer.tracking.client import MLflowClient
+from tandem_trainer.tracking.content import UID_TAG, Page
+from tandem_trainer.tracking.logbook import Logbook
 
 #: What differs from run to run.
 OWN = {"tandem.run-uid", "tandem.storage", "tandem.bundle", "tandem.bundle-sha256", "tandem.report", "tandem.program"}
@@ -179,6 +184,19 @@ def test_a_run_that_fails_is_logged_as_failed(engine, server):
     assert {name: one.status for name, one in found.items()} == {"run": "FAILED", "0": "FAILED"}
     assert found["run"].tags["tandem.reason"] == engine.condition("Succeeded")["reason"]
     assert "nonsense" in found["run"].tags["tandem.message"]
+
+
+def test_a_run_that_succeeds_after_its_failure_was_logged_keeps_no_reason_of_it(server):
+    client, settings = MLflowClient(server.uri, {}), MLflow(uri=server.uri, experiment="late")
+    reason = {"tandem.reason": "OOMKilled", "tandem.message": "2 Gi were not enough"}
+    failed = Page("late", None, 1, "FAILED", 9, {}, {UID_TAG: "late", **reason}, ())
+    for page in (failed, replace(failed, state="FINISHED", tags={UID_TAG: "late"})):
+        logbook = Logbook(client, settings, "late")
+        logbook.refresh()
+        logbook.write(page)
+    (run,) = server.runs("late")
+    assert run.status == "FINISHED" and not run.tags.keys() & reason.keys()
+    client.delete_tag(run.id, "tandem.reason")  # as a worker does that was killed after it
 
 
 @pytest.mark.parametrize("illness", ["down", "hung", "failing", "refusing", "wrong"])

@@ -125,6 +125,14 @@ class MLflowClient:
         """Delete a run; it can be restored in MLflow."""
         self._post("runs/delete", run_id=run)
 
+    def delete_tag(self, run: str, key: str) -> None:
+        """Take a tag off a run; that it is not there is no error."""
+        try:
+            self._post("runs/delete-tag", run_id=run, key=key)
+        except RefusedError as error:
+            if error.code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+
     def log(self, run: str, points: Sequence[Point], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Log all of them, in as many batches as it takes."""
         metrics = [{"key": p.key, "value": p.value, "step": p.step, "timestamp": p.timestamp} for p in points]

@@ -21,6 +21,8 @@ from tandem_trainer.tracking.client import Point, RunState
 
 #: The tags by which pages are found again.
 UID_TAG, STEP_TAG = "tandem.run-uid", "tandem.step"
+#: The tags that say why there is no result: only a page that has failed, or was skipped, has them.
+WHY_TAGS: Final = ("tandem.reason", "tandem.message")
 #: As long as MLflow takes keys and values everywhere (its versions differ).
 MAX_KEY, MAX_PARAM, MAX_TAG = 250, 500, 5000
 #: The parts of the spec that say what is computed: they cannot change while the run lives, as parameters cannot.
@@ -266,7 +268,7 @@ def _program_digest(request: StageRequest, status: Status, read: Read) -> dict[s
 def _why(step: StepStatus | None) -> dict[str, str]:
     if step is None or step.reason is None:
         return {}
-    return {"tandem.reason": step.reason, **({"tandem.message": step.message} if step.message else {})}
+    return {key: text for key, text in zip(WHY_TAGS, (step.reason, step.message), strict=True) if text}
 
 
 def _tags(request: StageRequest, tags: Mapping[str, str]) -> dict[str, str]:
