@@ -11,14 +11,22 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+import yaml
 from tests.engine.mlflow_server import Logged, MLflowServer, python
 from tests.engine.world import ROOT, Engine
 
+from tandem_api.layout import RunLayout
+from tandem_api.store import S3Store
 from tandem_api.store.s3 import file_sha256
+from tandem_api.v1alpha1.infrastructure import MLflow
+from tandem_trainer.tracking.client import MLflowClient
+from tandem_trainer.tracking.content import UID_TAG, Page
+from tandem_trainer.tracking.logbook import Logbook
 
 #: What differs from run to run.
 OWN = {"tandem.run-uid", "tandem.storage", "tandem.bundle", "tandem.bundle-sha256", "tandem.report", "tandem.program"}
@@ -89,6 +97,11 @@ def content(found: dict[str, Logged]) -> dict[str, Any]:
     }
 
 
+def candidates(search: Logged) -> list[int]:
+    """The trials that have a score, on all of validation or on a part."""
+    return sorted(search.metrics["candidate_score"].keys() | search.metrics.get("candidate_score_partial", {}).keys())
+
+
 def test_a_run_and_its_steps_are_logged_and_the_best_program_is_registered(undisturbed, server):
     engine = undisturbed
     status = engine.status()
@@ -108,8 +121,9 @@ def test_a_run_and_its_steps_are_logged_and_the_best_program_is_registered(undis
     assert run.metrics["best_score"][2] == max(scores.values())
     assert run.metrics["test_score"] == {0: float(status["test"]["score"])}
     assert run.metrics["tokens"][3] == status["usage"]["promptTokens"] + status["usage"]["completionTokens"]
-    trials = search.metrics["candidate_score"]
-    assert sorted(trials) == list(range(len(trials))) and max(trials.values()) == scores[1] and len(trials) >= 4
+    trials = candidates(search)
+    assert trials == list(range(len(trials))) and len(trials) >= 4
+    assert max(search.metrics["candidate_score"].values()) == scores[1]
     for one, step in ((baseline, 0), (search, 1), (tuning, 2), (final, 3)):
         stages = status["steps"][step]["stages"]
         assert one.metrics["tokens"][len(stages) - 1] == status["steps"][step]["tokens"]
@@ -160,7 +174,7 @@ def test_what_was_missed_while_the_server_was_down_is_made_up_for(engine, server
         found = pages(server, engine)
     assert set(found) == {"run", "0", "1", "2", "3"}
     assert {one.status for one in found.values()} == {"FINISHED"}
-    assert len(found["1"].metrics["candidate_score"]) >= 4
+    assert len(candidates(found["1"])) >= 4
 
 
 def test_a_run_that_fails_is_logged_as_failed(engine, server):
@@ -172,8 +186,21 @@ def test_a_run_that_fails_is_logged_as_failed(engine, server):
     assert "nonsense" in found["run"].tags["tandem.message"]
 
 
+def test_a_run_that_succeeds_after_its_failure_was_logged_keeps_no_reason_of_it(server):
+    client, settings = MLflowClient(server.uri, {}), MLflow(uri=server.uri, experiment="late")
+    reason = {"tandem.reason": "OOMKilled", "tandem.message": "2 Gi were not enough"}
+    failed = Page("late", None, 1, "FAILED", 9, {}, {UID_TAG: "late", **reason}, ())
+    for page in (failed, replace(failed, state="FINISHED", tags={UID_TAG: "late"})):
+        logbook = Logbook(client, settings, "late")
+        logbook.refresh()
+        logbook.write(page)
+    (run,) = server.runs("late")
+    assert run.status == "FINISHED" and not run.tags.keys() & reason.keys()
+    client.delete_tag(run.id, "tandem.reason")  # as a worker does that was killed after it
+
+
 @pytest.mark.parametrize("illness", ["down", "hung", "failing", "refusing", "wrong"])
-def test_a_run_succeeds_whatever_becomes_of_mlflow(engine, illness):
+def test_a_run_succeeds_whatever_becomes_of_mlflow(engine, illness, store: S3Store):
     with ill(illness, engine) as (uri, said):
         started = time.monotonic()
         engine.environment = engine.environment | {"MLFLOW_TRACKING_TOKEN": "hunter2"}
@@ -187,6 +214,15 @@ def test_a_run_succeeds_whatever_becomes_of_mlflow(engine, illness):
     assert seconds < 120
     written = [path for path in engine.workdir.rglob("*") if path.is_file() and "hunter2" in path.read_text("latin-1")]
     assert written == []
+    objects = {key: store.get(key) or b"" for key in store.list(layout(engine).root)}
+    assert layout(engine).result + "report.html" in objects
+    assert [key for key, data in objects.items() if b"hunter2" in data] == []
+
+
+def layout(engine: Engine) -> RunLayout:
+    """Where the run's objects lie in the bucket."""
+    metadata = yaml.safe_load((engine.workdir / "status.yaml").read_text())["metadata"]
+    return RunLayout("", "default", metadata["name"], metadata["uid"])
 
 
 def make_up(engine: Engine, address: str) -> str:

@@ -33,7 +33,7 @@ from tandem_trainer.prompt.demos import without_own_demos
 from tandem_trainer.prompt.finalists import compare
 from tandem_trainer.prompt.optimizer import Found, SearchTask
 from tandem_trainer.prompt.reflection import reflective_dataset
-from tandem_trainer.prompt.selection import best
+from tandem_trainer.prompt.selection import best, not_in
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +245,8 @@ class _Search:
             progress=lambda finished, _, __: task.report(before + finished, self._limit, message, top),
         )
         if [case.example.id for case in cases] == [example.id for example in task.subset] and not cases[0].is_training:
-            await self._keep(Scored(Candidate(self._kind(candidate), prompts), tuple(records)))
+            rest = None if not_in(task.subset, task.validation) else ()
+            await self._keep(Scored(Candidate(self._kind(candidate), prompts), tuple(records), rest))
         return records
 
     async def _keep(self, scored: Scored) -> None:

@@ -90,8 +90,7 @@ def _place(request: StageRequest) -> tuple[int, int]:
 
 def _status(store: ObjectStore, request: StageRequest, status: Status, failed: str | None) -> Status:
     """How the run stands, by what its last stage has left."""
-    data = store.get(request.stage_layout.result)
-    result = StageResult.model_validate_json(data) if data is not None else None
+    result = _last_result(store, request.stage_layout.result)
     if result is not None and result_ends_run(request, result):
         reason = result.reason if request.kind != "final" else None
         return status_after(request, status, keep_ending(store, request, reason, result.message), result)
@@ -99,6 +98,19 @@ def _status(store: ObjectStore, request: StageRequest, status: Status, failed: s
     if failed is not None and ending is None:
         ending = Ending(finished=datetime.now(UTC), reason=failed)
     return status if ending is None else status_after(request, status, ending, None)
+
+
+def _last_result(store: ObjectStore, key: str) -> StageResult | None:
+    data = store.get(key)
+    if data is None:
+        return None
+    try:
+        return StageResult.model_validate_json(data)
+    except ValidationError as error:
+        raise DataError(
+            f"{store.uri(key)} is not a stage result of this version ({error.error_count()} problems); use the release "
+            "that wrote it"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ which knows of no earlier one; callers search first.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Final, Literal
@@ -124,6 +126,14 @@ class MLflowClient:
     def delete_run(self, run: str) -> None:
         """Delete a run; it can be restored in MLflow."""
         self._post("runs/delete", run_id=run)
+
+    def delete_tag(self, run: str, key: str) -> None:
+        """Take a tag off a run; that it is not there is no error."""
+        try:
+            self._post("runs/delete-tag", run_id=run, key=key)
+        except RefusedError as error:
+            if error.code != "RESOURCE_DOES_NOT_EXIST":
+                raise
 
     def log(self, run: str, points: Sequence[Point], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Log all of them, in as many batches as it takes."""
@@ -264,14 +274,29 @@ class _Account(requests.auth.AuthBase):
 
 def _read(response: requests.Response, deadline: float) -> bytes:
     """The body. Raises Timeout when it is not there by `deadline`: a server may go on word by word for ever."""
+    # The session's timeout begins anew with every word, and a read waits for many: another thread ends it at the time.
+    end = threading.Timer(deadline - time.monotonic(), _stop_reading, (response,))
+    end.daemon = True
+    end.start()
     body = bytearray()
-    for piece in response.iter_content(2**16):
-        body += piece
-        if time.monotonic() > deadline:
-            raise requests.Timeout
-        if len(body) > MAX_ANSWER_BYTES:
-            raise requests.RequestException(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+    try:
+        for piece in response.iter_content(2**16):
+            body += piece
+            if len(body) > MAX_ANSWER_BYTES:
+                raise requests.RequestException(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+    except requests.RequestException:
+        if time.monotonic() < deadline:
+            raise
+    finally:
+        end.cancel()
+    if time.monotonic() >= deadline:
+        raise requests.Timeout
     return bytes(body)
+
+
+def _stop_reading(response: requests.Response) -> None:
+    with suppress(OSError, RuntimeError, ValueError):  # all has been read by now
+        response.raw.shutdown()
 
 
 def _cause(error: BaseException) -> str:

@@ -21,6 +21,8 @@ from tandem_trainer.tracking.client import Point, RunState
 
 #: The tags by which pages are found again.
 UID_TAG, STEP_TAG = "tandem.run-uid", "tandem.step"
+#: The tags that say why there is no result: only a page that has failed, or was skipped, has them.
+WHY_TAGS: Final = ("tandem.reason", "tandem.message")
 #: As long as MLflow takes keys and values everywhere (its versions differ).
 MAX_KEY, MAX_PARAM, MAX_TAG = 250, 500, 5000
 #: The parts of the spec that say what is computed: they cannot change while the run lives, as parameters cannot.
@@ -122,11 +124,12 @@ def seconds_in(step: StepStatus, moment: datetime) -> int:
     return max(0, int((moment - step.started).total_seconds())) if step.started is not None else 0
 
 
-def settled_trials(trials: bytes) -> Iterator[tuple[int, float]]:
-    """The trials of a search that goes on whose scores will not change any more, by their index."""
+def settled_trials(trials: bytes) -> Iterator[tuple[str, int, float]]:
+    """The trials of a search that goes on whose scores will not change any more: metric, index and score."""
     for index, trial in _trials(trials):
         if trial.get("full") is not None or trial.get("dropped"):
-            yield index, _trial_score(trial)
+            key, score = _trial_score(trial)
+            yield key, index, score
 
 
 def live_point(key: str, value: float, step: int, moment: datetime) -> Point | None:
@@ -195,9 +198,9 @@ def _bulk_points(request: StageRequest, step: StepStatus, stage: StageStatus, re
     layout = request.layout.stage(step.index, step.kind, stage.name)
     if stage.name == "optimize":
         trials = _trials(read(layout.trials) or b"")
-        scores = [(index, _trial_score(trial)) for index, trial in trials if trial.get("score") is not None]
-        for place, (index, score) in enumerate(scores, start=1):
-            yield Point("candidate_score", score, index, _between(stage, place / len(scores)))
+        scores = [(index, *_trial_score(trial)) for index, trial in trials if trial.get("score") is not None]
+        for place, (index, key, score) in enumerate(scores, start=1):
+            yield Point(key, score, index, _between(stage, place / len(scores)))
     elif stage.name == "train":
         lines = [json.loads(line) for line in (read(f"{layout.root}train_log.jsonl") or b"").splitlines()]
         last = max((int(line["step"]) for line in lines), default=1) or 1
@@ -215,10 +218,13 @@ def _trials(data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
         yield int(trial["index"]), trial
 
 
-def _trial_score(trial: Mapping[str, Any]) -> float:
-    """On all of validation where it was scored on all of it, else on what the race gave it."""
+def _trial_score(trial: Mapping[str, Any]) -> tuple[str, float]:
+    """Its metric and its value. What was not scored on all of validation has a metric of its own: a candidate that was
+    dropped after a few lucky examples would be the curve's maximum."""
     full = trial.get("full")
-    return float(full["score"] if full is not None else trial.get("score") or 0.0)
+    if full is not None:
+        return "candidate_score", float(full["score"])
+    return "candidate_score_partial", float(trial.get("score") or 0.0)
 
 
 def _between(stage: StageStatus, part: float) -> int:
@@ -262,7 +268,7 @@ def _program_digest(request: StageRequest, status: Status, read: Read) -> dict[s
 def _why(step: StepStatus | None) -> dict[str, str]:
     if step is None or step.reason is None:
         return {}
-    return {"tandem.reason": step.reason, **({"tandem.message": step.message} if step.message else {})}
+    return {key: text for key, text in zip(WHY_TAGS, (step.reason, step.message), strict=True) if text}
 
 
 def _tags(request: StageRequest, tags: Mapping[str, str]) -> dict[str, str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from pydantic import ValidationError
+
 from tandem_api.contract import CandidateScore, StageRequest, StageResult
-from tandem_api.errors import EXIT_PREEMPTED, PERMANENT_EXIT_CODES
+from tandem_api.errors import EXIT_PREEMPTED, PERMANENT_EXIT_CODES, DataError
 from tandem_api.records import Record
 from tandem_api.store import ObjectStore
 from tandem_api.v1alpha1.base import decimal
@@ -47,9 +49,15 @@ def keep_ending(store: ObjectStore, request: StageRequest, reason: str | None, m
 
 
 def read_ending(store: ObjectStore, request: StageRequest) -> Ending | None:
-    """The run's end as it was noted by this stage, if it was."""
+    """The run's end as it was noted by this stage, if it was. Raises DataError for a damaged one."""
     data = store.get(_key(request))
-    return Ending.model_validate_json(data) if data is not None else None
+    if data is None:
+        return None
+    try:
+        return Ending.model_validate_json(data)
+    except ValidationError as error:
+        uri = store.uri(_key(request))
+        raise DataError(f"{uri} is not the end of a run ({error.error_count()} problems); delete it") from error
 
 
 def status_after(request: StageRequest, status: Status, ending: Ending, result: StageResult | None) -> Status:

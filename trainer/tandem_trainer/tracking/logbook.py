@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from tandem_api.v1alpha1.infrastructure import MLflow
 from tandem_trainer.tracking.client import MLflowClient, Point, Run
-from tandem_trainer.tracking.content import BUNDLE_FILES, STEP_TAG, UID_TAG, Page
+from tandem_trainer.tracking.content import BUNDLE_FILES, STEP_TAG, UID_TAG, WHY_TAGS, Page
 
 _PARENT_TAG = "mlflow.parentRunId"
 _STATE_TAG = "tandem.state"
@@ -62,6 +62,10 @@ class Logbook:
         tags = {key: value for key, value in wanted.items() if run.tags.get(key) != value}
         params = {key: value for key, value in page.params.items() if key not in run.params}
         points = self._missing(run, [*page.points, *more])
+        # What was taken for failed and went on. First, as a page whose end is told may not be written again.
+        outdated = [key for key in WHY_TAGS if key in run.tags and key not in wanted]
+        for key in outdated:
+            self._client.delete_tag(run.id, key)
         try:
             self._client.log(run.id, points, params, tags)
         except Exception:
@@ -72,7 +76,8 @@ class Logbook:
             self._steps[run.id, point.key].add(point.step)
         if run.status != page.state:
             self._client.update_run(run.id, page.state, page.end)
-        known = {"tags": {**run.tags, **wanted}, "params": {**run.params, **params}, "status": page.state}
+        kept = {key: value for key, value in run.tags.items() if key not in outdated}
+        known = {"tags": {**kept, **wanted}, "params": {**run.params, **params}, "status": page.state}
         self._runs[page.step] = replace(run, **known)  # type: ignore[arg-type]
 
     def keep_result(self, bundle: str, read: Callable[[str], bytes | None], text: str, tags: Mapping[str, str]) -> None:

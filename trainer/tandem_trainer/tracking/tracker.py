@@ -177,7 +177,7 @@ class Tracker:
         if request.stage == "optimize":
             trials = self._context.store.get(request.stage_layout.trials) or b""
             now = datetime.now(UTC)
-            found += [live_point("candidate_score", score, index, now) for index, score in settled_trials(trials)]
+            found += [live_point(key, score, index, now) for key, index, score in settled_trials(trials)]
         for point in found:
             if point is not None:
                 self._live.setdefault((point.key, point.step), point)

@@ -64,7 +64,7 @@ def test_trials_tell_of_every_candidate_that_was_scored_in_full(stage: ScriptedS
     trials = stage.trials()
     assert [trial["kind"] for trial in trials] == ["starting", *["reflected"] * (len(trials) - 1)]
     assert len(trials) == result.facts["candidates"] and len(trials) >= 4
-    assert all(trial["n"] == 8 for trial in trials)
+    assert all(trial["n"] == trial["full"]["n"] == 8 for trial in trials)
     assert trials[0]["score"] == 0.25 and max(trial["score"] for trial in trials) == 1.0
 
 

@@ -51,6 +51,8 @@ class FakeMLflow:
             case "runs/log-batch":
                 for kind in ("tags", "params", "metrics"):
                     found[0]["data"][kind] += body.get(kind, [])
+            case "runs/delete-tag":
+                found[0]["data"]["tags"] = [one for one in found[0]["data"]["tags"] if one["key"] != body["key"]]
             case "runs/update":
                 found[0]["info"] |= {"status": body["status"], "end_time": body.get("end_time")}
             case "runs/delete":

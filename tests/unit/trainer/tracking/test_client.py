@@ -98,24 +98,33 @@ def test_an_experiment_that_somebody_else_makes_meanwhile_is_found(fake):
     assert MLflowClient(fake.uri, {}).experiment("e") == "7"
 
 
-def test_a_server_that_never_stops_answering_is_given_up(monkeypatch):
+@pytest.mark.parametrize(
+    ("piece", "pause"),
+    [(70_000, 0.1), (1, 0.1), (1, 60)],
+    ids=["in large pieces", "word by word", "and falls silent"],
+)
+def test_a_server_that_never_stops_answering_is_given_up_when_the_time_for_an_answer_is_over(piece, pause, monkeypatch):
     monkeypatch.setattr(module, "ANSWER_SECONDS", 0.5)
+    is_over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def drip() -> None:
             connection, _ = listener.accept()
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-            while True:
+            while not is_over.is_set():
                 try:
-                    connection.sendall(b" " * 70_000)
+                    connection.sendall(b" " * piece)
                 except OSError:
                     return
-                time.sleep(0.1)
+                is_over.wait(pause)
 
         threading.Thread(target=drip, daemon=True).start()
         uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        started = time.monotonic()
         with pytest.raises(TrackingError, match="does not answer in time"):
             MLflowClient(uri, {}).experiment("e")
+        is_over.set()
+        assert 0.5 <= time.monotonic() - started < module.READ_SECONDS
 
 
 def test_batches_are_no_larger_than_mlflow_takes(fake):

@@ -13,7 +13,7 @@ from tests.unit.trainer.tracking.fake_mlflow import FakeMLflow, serving
 
 from tandem_api.v1alpha1.infrastructure import MLflow
 from tandem_trainer.tracking.client import MLflowClient, Point, TrackingError
-from tandem_trainer.tracking.content import STEP_TAG, UID_TAG, Page
+from tandem_trainer.tracking.content import STEP_TAG, UID_TAG, WHY_TAGS, Page
 from tandem_trainer.tracking.logbook import Logbook
 
 RUN = Page("reviews", None, 1, "FINISHED", 9, {"seed": "0"}, {UID_TAG: "u1"}, (Point("score", 0.5, 0, 5),))
@@ -101,3 +101,14 @@ def test_a_run_that_was_taken_for_failed_and_goes_on_is_running_again(fake):
     log(fake, replace(RUN, state="FAILED"))
     log(fake, replace(RUN, state="RUNNING", end=None))
     assert content(fake)[0][0] == "RUNNING"
+
+
+def test_what_succeeds_after_its_failure_was_logged_keeps_no_reason_of_it(fake):
+    pages = (RUN, STEP)
+    for reason in ({"tandem.reason": "OOMKilled", "tandem.message": "of 2 Gi"}, {"tandem.reason": "Evicted"}):
+        log(fake, *(replace(page, state="FAILED", tags={**page.tags, **reason}) for page in pages))
+        tags = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in fake.runs]
+        assert [{key: one[key] for key in one if key in WHY_TAGS} for one in tags] == [reason, reason]
+    log(fake, *pages)
+    told = {tag["key"] for run in fake.runs for tag in run["data"]["tags"]}
+    assert not told & set(WHY_TAGS) and {run["info"]["status"] for run in fake.runs} == {"FINISHED"}

@@ -11,7 +11,7 @@ from tests.unit.trainer.tracking.fake_mlflow import FakeMLflow, serving
 from tests.unit.trainer.tracking.test_tracker import final, points, request
 
 from tandem_api.contract import StageRequest
-from tandem_api.errors import EXIT_CONFIGURATION, EXIT_DONE, EXIT_RETRYABLE
+from tandem_api.errors import EXIT_CONFIGURATION, EXIT_DONE, EXIT_PERMANENT, EXIT_RETRYABLE
 from tandem_trainer.tracking.__main__ import main
 
 ADDRESS = "s3://bucket/default/reviews/u1/"
@@ -47,6 +47,15 @@ def test_a_run_that_nobody_could_end_is_ended(fake):
     assert [run["info"]["status"] for run in fake.runs] == ["RUNNING", "FINISHED", "RUNNING"]
     assert main([ADDRESS, "--failed", "OOMKilled"], lambda bucket: store) == EXIT_DONE
     assert [run["info"]["status"] for run in fake.runs] == ["FAILED", "FINISHED", "FAILED"]
+
+
+@pytest.mark.parametrize("name", ["result.json", "ending.json"])
+def test_a_damaged_object_is_refused_with_its_address(fake, name, capsys):
+    wanted, _ = final(fake.uri)
+    store = stored(wanted)
+    store.put(f"{wanted.stage_layout.root}{name}", b'{"version": 0, "reason": ')
+    assert main([ADDRESS], lambda bucket: store) == EXIT_PERMANENT
+    assert f"{wanted.stage_layout.root}{name} is not " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("address", ["bucket/default/reviews/u1", "s3://bucket", "s3://bucket/default/other/u2/"])

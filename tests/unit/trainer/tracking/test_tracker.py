@@ -107,7 +107,8 @@ def test_losses_and_settled_trials_are_logged_while_the_stage_works(fake, tmp_pa
     at.store.put(at.request.stage_layout.trials, "\n".join(map(json.dumps, rows)).encode())
     tracker = Tracker(at, {})
     tracker.start()
-    eventually(lambda: points(fake, "candidate_score") == {1: 0.2, 2: 0.8})
+    eventually(lambda: points(fake, "candidate_score") == {2: 0.8})
+    assert points(fake, "candidate_score_partial") == {1: 0.2}
     tracker.close()
 
 
@@ -187,6 +188,28 @@ def test_the_failure_that_ends_the_run_is_told(fake, tmp_path, code, failures, i
     states = [run["info"]["status"] for run in fake.runs]
     assert states == (["FAILED", "FINISHED", "FAILED"] if is_last else states)
     assert ("FAILED" in states) is is_last
+
+
+def test_the_best_of_the_candidates_scores_is_the_steps_whatever_a_dropped_one_scored_on_a_few_examples():
+    stage = StageStatus(name="optimize", state="Succeeded", started=BEGAN, finished=BEGAN + timedelta(seconds=100))
+    step = StepStatus(
+        index=1, kind="p", state="Succeeded", started=BEGAN, finished=stage.finished, score="0.7000", stages=(stage,)
+    )
+    trials = [
+        {"index": 0, "n": 20, "score": 0.65, "dropped": False, "full": {"score": 0.65, "n": 20}},
+        {"index": 1, "n": 7, "score": 0.857, "dropped": True, "full": None},
+        {"index": 2, "n": 20, "score": 0.7, "dropped": False, "full": {"score": 0.7, "n": 20}},
+    ]
+    wanted = request("http://mlflow", "optimize", "p", 1)
+    lines = "\n".join(map(json.dumps, trials)).encode()
+    page = step_page(wanted, step, {wanted.stage_layout.trials: lines}.get)
+    assert max(point.value for point in page.points if point.key == "candidate_score") == 0.7
+    found = {(point.key, point.step): point.value for point in page.points if point.key.startswith("candidate_score")}
+    assert found == {
+        ("candidate_score", 0): 0.65,
+        ("candidate_score_partial", 1): 0.857,
+        ("candidate_score", 2): 0.7,
+    }
 
 
 def test_the_curve_of_a_training_is_spread_over_its_time():
