@@ -96,6 +96,7 @@ def test_resources_that_the_api_server_refuses_end_the_run_with_its_words(namesp
     end = ends(namespace, "refused-job", 60)
     assert (end["status"], end["reason"]) == ("False", "JobRefused")
     assert "must be less than or equal to cpu limit" in end["message"]
+    assert "made of spec.workers" in end["message"]
     told(namespace, "refused-job", "RunFailed")
 
 

@@ -120,12 +120,13 @@ class KubernetesPlatform:
     def execute(self, run: OptimizationRun, action: Action) -> None:
         match action:
             case EnsureServing():
-                with refusals("ServerRefused", "the model server"):
+                with refusals("ServerRefused", "the model server, made of spec.serving and its podTemplate"):
                     self._serve(run, action)
             case StopServing():
                 self._stop_serving()
             case StartTask():
-                with refusals("JobRefused", f"the Job {action.name}"):
+                made_of = "spec.training" if action.request.stage == "train" else "spec.workers"
+                with refusals("JobRefused", f"the Job {action.name}, made of {made_of} and its podTemplate"):
                     self._start(run, action)
             case StopTask():
                 self._stop_task(action.name)

@@ -310,6 +310,23 @@ def test_what_is_refused_once_is_tried_again_before_the_run_fails():
     assert len(refused) == 4
 
 
+@pytest.mark.parametrize(
+    ("kind", "task", "field"),
+    [("Job", "-check-", "spec.workers"), ("Job", "-train-", "spec.training"), ("Deployment", "", "spec.serving")],
+)
+def test_what_is_refused_for_good_is_told_with_the_field_that_it_was_made_of(kind, task, field):
+    """The API server's words name the place in the Job: `spec.template.spec.volumes[4].csi.driver`."""
+    world = World(manifest(strategy="p -> w"))
+
+    def admit(verb, thing):
+        if verb in ("create", "apply") and thing["kind"] == kind and task in thing["metadata"]["name"]:
+            raise refusal(422, "Invalid", "spec.template.spec.volumes[4].csi.driver: Required value")
+
+    world.cluster.admission = admit
+    world.finish()
+    assert f"made of {field} and its podTemplate: spec.template" in world.condition("Succeeded").message
+
+
 def test_nothing_of_a_later_run_is_deleted_by_an_operator_that_still_sees_the_earlier_one():
     """Time travel (Sieve): the operator, started anew, reads from an API server that lags behind a deletion and a
     creation under the same name. Whatever is there then belongs to no run that it sees."""
