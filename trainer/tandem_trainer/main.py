@@ -34,13 +34,14 @@ from tandem_api.contract import (
     StageRequest,
     StageResult,
 )
-from tandem_api.errors import EXIT_DONE, EXIT_RETRYABLE, ConfigurationError, DataError, PreemptedError, TandemError
+from tandem_api.errors import EXIT_DONE, EXIT_RETRYABLE, ConfigurationError, PreemptedError, TandemError
 from tandem_api.store import ObjectStore, S3Store
 from tandem_api.store.s3 import BRIEFLY, PATIENTLY
 from tandem_api.v1alpha1.status import MAX_MESSAGE, Usage
 from tandem_trainer.cache import cache_folder
 from tandem_trainer.context import Meter, StageContext, Stopping
 from tandem_trainer.progress import ProgressReporter
+from tandem_trainer.stored import stored
 
 if TYPE_CHECKING:
     from tandem_trainer.tracking.tracker import Tracker
@@ -111,7 +112,7 @@ def read_request() -> StageRequest:
 def run_attempt(context: StageContext) -> StageResult:
     """Run the stage, or repeat the result that it has. The result is in S3 when this returns."""
     layout = context.request.stage_layout
-    existing = _existing_result(context.store, layout.result)
+    existing = stored(context.store, layout.result, StageResult, "a stage result", "delete it to run the stage again")
     if existing is not None:
         return existing
     context.store.put(layout.request, canonical_json(context.request.model_dump(mode="json")).encode())
@@ -119,18 +120,6 @@ def run_attempt(context: StageContext) -> StageResult:
     context.progress.flush()
     context.store.put(layout.result, result.to_message().encode())
     return result
-
-
-def _existing_result(store: ObjectStore, key: str) -> StageResult | None:
-    data = store.get(key)
-    if data is None:
-        return None
-    try:
-        return StageResult.model_validate_json(data)
-    except ValidationError as error:
-        raise DataError(
-            f"{store.uri(key)} is not a stage result ({error.error_count()} problems); delete it to run the stage again"
-        ) from error
 
 
 def _stage(request: StageRequest) -> Stage:

@@ -9,11 +9,11 @@ from importlib import resources
 from typing import Any
 from urllib.parse import urlencode
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, FunctionLoader
 
 from tandem_api.layout import StageLayout
-from tandem_api.pages import formats
 from tandem_api.pages.plots import LossPoint, loss_plot, scores_plot, timeline_plot
+from tandem_api.pages.templates import environment
 from tandem_api.v1alpha1.status import StageStatus, StepStatus
 from tandem_operator.ui import journals, views
 from tandem_operator.ui.model import Seen
@@ -233,18 +233,9 @@ def _render(template: str, source: Source, seen: Seen, /, **values: Any) -> str:
 @cache
 def _environment() -> Environment:
     folder = resources.files(__package__).joinpath("templates")
-    environment = Environment(
-        loader=FunctionLoader(lambda name: folder.joinpath(f"{name}.html.j2").read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: formats.ABSENT if value is None else value,
-    )
-    names = ("percent", "interval", "points", "count", "counted", "duration", "measure", "text")
-    environment.filters |= {name: getattr(formats, name) for name in names}
-    environment.globals |= {"kinds": views.KINDS, "loading_seconds": views.loading_seconds}
-    return environment
+    made = environment(FunctionLoader(lambda name: folder.joinpath(f"{name}.html.j2").read_text(encoding="utf-8")))
+    made.globals |= {"kinds": views.KINDS, "loading_seconds": views.loading_seconds}
+    return made
 
 
 def _step(seen: Seen, asked: Asked, kind: str) -> StepStatus | None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Template
 
-from tandem_api.pages import formats, style
+from tandem_api.pages import style
 from tandem_api.pages.plots import Bar, ScoreMark, scores_plot, timeline_plot
+from tandem_api.pages.templates import environment
 from tandem_trainer.report.facts import Facts, StageTimes
 from tandem_trainer.report.findings import KINDS, candidate_rows, verdict, warnings
 from tandem_trainer.report.handover import handover
@@ -76,18 +77,10 @@ def render_report(facts: Facts) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: formats.ABSENT if value is None else value,
-    )
-    names = ("percent", "interval", "points", "count", "counted", "duration", "measure", "text")
-    environment.filters |= {name: getattr(formats, name) for name in names}
     folder = resources.files(__package__)
-    environment.globals["css"] = style()
-    return environment.from_string(folder.joinpath("report.html.j2").read_text(encoding="utf-8"))
+    made = environment()
+    made.globals["css"] = style()
+    return made.from_string(folder.joinpath("report.html.j2").read_text(encoding="utf-8"))
 
 
 def _bar(times: StageTimes) -> Bar:

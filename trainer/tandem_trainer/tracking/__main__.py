@@ -21,6 +21,7 @@ from tandem_api.errors import EXIT_DONE, EXIT_RETRYABLE, ConfigurationError, Dat
 from tandem_api.store import ObjectStore
 from tandem_api.v1alpha1.status import Status
 from tandem_trainer.models import open_bucket
+from tandem_trainer.stored import stored
 from tandem_trainer.tracking.client import MLflowClient, TrackingError
 from tandem_trainer.tracking.ending import Ending, keep_ending, read_ending, result_ends_run, status_after
 from tandem_trainer.tracking.logbook import Logbook
@@ -90,7 +91,8 @@ def _place(request: StageRequest) -> tuple[int, int]:
 
 def _status(store: ObjectStore, request: StageRequest, status: Status, failed: str | None) -> Status:
     """How the run stands, by what its last stage has left."""
-    result = _last_result(store, request.stage_layout.result)
+    key = request.stage_layout.result
+    result = stored(store, key, StageResult, "a stage result of this version", "use the release that wrote it")
     if result is not None and result_ends_run(request, result):
         reason = result.reason if request.kind != "final" else None
         return status_after(request, status, keep_ending(store, request, reason, result.message), result)
@@ -98,19 +100,6 @@ def _status(store: ObjectStore, request: StageRequest, status: Status, failed: s
     if failed is not None and ending is None:
         ending = Ending(finished=datetime.now(UTC), reason=failed)
     return status if ending is None else status_after(request, status, ending, None)
-
-
-def _last_result(store: ObjectStore, key: str) -> StageResult | None:
-    data = store.get(key)
-    if data is None:
-        return None
-    try:
-        return StageResult.model_validate_json(data)
-    except ValidationError as error:
-        raise DataError(
-            f"{store.uri(key)} is not a stage result of this version ({error.error_count()} problems); use the release "
-            "that wrote it"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
 from tandem_api.contract import CandidateScore, StageRequest, StageResult
-from tandem_api.errors import EXIT_PREEMPTED, PERMANENT_EXIT_CODES, DataError
+from tandem_api.errors import EXIT_PREEMPTED, PERMANENT_EXIT_CODES
 from tandem_api.records import Record
 from tandem_api.store import ObjectStore
 from tandem_api.v1alpha1.base import decimal
 from tandem_api.v1alpha1.status import MAX_MESSAGE, StageStatus, Status, StepState, TestScore
+from tandem_trainer.stored import stored
 
 
 class Ending(Record):
@@ -50,14 +49,7 @@ def keep_ending(store: ObjectStore, request: StageRequest, reason: str | None, m
 
 def read_ending(store: ObjectStore, request: StageRequest) -> Ending | None:
     """The run's end as it was noted by this stage, if it was. Raises DataError for a damaged one."""
-    data = store.get(_key(request))
-    if data is None:
-        return None
-    try:
-        return Ending.model_validate_json(data)
-    except ValidationError as error:
-        uri = store.uri(_key(request))
-        raise DataError(f"{uri} is not the end of a run ({error.error_count()} problems); delete it") from error
+    return stored(store, _key(request), Ending, "the end of a run", "delete it")
 
 
 def status_after(request: StageRequest, status: Status, ending: Ending, result: StageResult | None) -> Status:

@@ -176,19 +176,22 @@ def test_following_goes_across_the_pods_of_two_stages(run: FakeCluster) -> None:
     ]
 
 
+def break_off() -> None:
+    raise ConnectionAbortedError
+
+
+def finish(run: FakeCluster) -> None:
+    """The worker ends, and the run with it."""
+    end(run, "small-1p-optimize-1-abc")
+    run.put(with_status(manifest(), ended()))
+
+
 def test_a_log_that_breaks_off_is_taken_up_where_it_was(run: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.01)
 
-    def break_off() -> None:
-        raise ConnectionAbortedError
-
-    def finish() -> None:
-        end(run, "small-1p-optimize-1-abc")
-        run.put(with_status(manifest(), ended()))
-
     run.logs["small-1p-optimize-1-abc"] = [
         growing(printed("a", "b"), break_off),
-        growing(printed("a", "b", "c"), finish),
+        growing(printed("a", "b", "c"), lambda: finish(run)),
         iter(printed("a", "b", "c")),
     ]
     result = tandem("logs", "small", "-f")
@@ -259,20 +262,13 @@ def test_lines_that_come_out_of_order_are_all_printed_once(run: FakeCluster, mon
     """The runtime writes the standard output and the standard error as they come, each with a moment of its own."""
     monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.01)
 
-    def break_off() -> None:
-        raise ConnectionAbortedError
-
-    def finish() -> None:
-        end(run, "small-1p-optimize-1-abc")
-        run.put(with_status(manifest(), ended()))
-
     first, second, third, last = printed("a", "b", "c", "d")
     twin = second.replace("b", "b at the same moment")
     run.logs["small-1p-optimize-1-abc"] = [iter([second, twin, first, third])]
     assert tandem("logs", "small").stdout == "b\nb at the same moment\na\nc\n"
     run.logs["small-1p-optimize-1-abc"] = [
         growing([third, first, second], break_off),
-        growing([third, first, second, last], finish),
+        growing([third, first, second, last], lambda: finish(run)),
         iter([third, first, second, last]),
     ]
     assert tandem("logs", "small", "-f").stdout == "c\na\nb\nd\n"
